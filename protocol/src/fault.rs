@@ -1,0 +1,81 @@
+//! Why something was refused or failed, as it crosses the wire.
+
+use crate::id::{Call, Rank};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// What went wrong. Programs match on `kind`; `cause` is for people and is never parsed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub struct Fault {
+    /// The kind of failure.
+    pub kind: FaultKind,
+    /// The rank it happened on, where one is known.
+    pub rank: Option<Rank>,
+    /// The model call it happened in, where one is known.
+    pub call: Option<Call>,
+    /// What a person needs to know: the thing, the value, and what to do.
+    pub cause: String,
+}
+
+/// The kinds of [`Fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The request cannot be rendered as asked (size, option, model).
+    InvalidRequest,
+    /// The two processes are of releases that do not understand each other.
+    VersionMismatch,
+    /// A worker holds another model than the cluster.
+    ModelMismatch,
+    /// Too few workers are there for the job.
+    NoWorkers,
+    /// The queue is full: try again later.
+    QueueFull,
+    /// A worker went away or stopped answering.
+    WorkerLost,
+    /// A data link between two ranks broke.
+    PeerLost,
+    /// Ranks disagree about the plan.
+    PlanMismatch,
+    /// The computation failed on a worker.
+    Compute,
+    /// Someone asked for the job to end.
+    Cancelled,
+    /// A peer broke the protocol.
+    Protocol,
+    /// The coordinator is going away.
+    ShuttingDown,
+}
+
+impl Fault {
+    /// A fault that no rank or call is known for.
+    pub fn new(kind: FaultKind, cause: impl Into<String>) -> Self {
+        Self { kind, rank: None, call: None, cause: cause.into() }
+    }
+
+    /// The same fault, on `rank`.
+    #[must_use]
+    pub fn on(mut self, rank: Rank) -> Self {
+        self.rank = Some(rank);
+        self
+    }
+
+    /// The same fault, in `call`.
+    #[must_use]
+    pub fn during(mut self, call: Call) -> Self {
+        self.call = Some(call);
+        self
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.cause)?;
+        match (self.rank, self.call) {
+            (Some(rank), Some(call)) => write!(f, " ({rank}, {call})"),
+            (Some(rank), None) => write!(f, " ({rank})"),
+            (None, Some(call)) => write!(f, " ({call})"),
+            (None, None) => Ok(()),
+        }
+    }
+}

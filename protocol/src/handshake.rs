@@ -1,0 +1,108 @@
+//! Who may talk to whom, decided without a socket.
+//!
+//! Every connection starts with one message of the caller and one answer. On a control connection
+//! these are [`Hello`] and [`Greeting`]; on a link [`PeerHello`] and [`PeerAnswer`]. Both openers
+//! start with the caller's wire version, which is read before anything else, so that processes of
+//! two releases can at least tell each other that they are.
+
+mod peer;
+
+pub use peer::{PeerHandshake, read_peer_hello};
+
+use crate::codec::{decode_body, decode_start};
+use crate::fault::{Fault, FaultKind};
+use crate::id::WorkerId;
+use crate::message::{Greeting, Hello, Role};
+use crate::{RELEASE, WIRE_VERSION};
+
+/// What a caller says first on a control connection.
+#[must_use]
+pub fn hello(role: Role) -> Hello {
+    Hello { wire: WIRE_VERSION, release: RELEASE.to_owned(), role }
+}
+
+/// What the coordinator makes of a caller's first message.
+///
+/// # Errors
+/// The fault to refuse the caller with: a version other than ours, or no [`Hello`] at all.
+pub fn read_hello(body: &[u8]) -> Result<Hello, Fault> {
+    let (wire, _) = decode_start::<u16>(body).map_err(|error| not_understood(&error))?;
+    if wire != WIRE_VERSION {
+        let release = decode_start::<(u16, String)>(body)
+            .map_or_else(|_| "of unknown number".to_owned(), |((_, release), _)| release);
+        return Err(Fault::new(
+            FaultKind::VersionMismatch,
+            format!(
+                "the caller is release {release} (wire {wire}), the coordinator is release \
+                 {RELEASE} (wire {WIRE_VERSION}): install the same release on both"
+            ),
+        ));
+    }
+    decode_body(body).map_err(|error| not_understood(&error))
+}
+
+fn not_understood(error: &impl ToString) -> Fault {
+    Fault::new(FaultKind::Protocol, format!("no greeting of Tessera: {}", error.to_string()))
+}
+
+/// What a welcomed worker is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Its number; 0 for clients.
+    pub worker: WorkerId,
+    /// The coordinator takes it for lost when it is silent for this long.
+    pub lease_ms: u32,
+}
+
+/// What a caller makes of the coordinator's answer.
+///
+/// # Errors
+/// The coordinator's refusal, or a fault of our own if the answer is no [`Greeting`].
+pub fn read_greeting(body: &[u8]) -> Result<Admission, Fault> {
+    match decode_body::<Greeting>(body) {
+        Ok(Greeting::Welcome { worker, lease_ms }) => Ok(Admission { worker, lease_ms }),
+        Ok(Greeting::Refused(fault)) => Err(fault),
+        Err(error) => Err(not_understood(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bincode::config::standard;
+
+    fn bytes(value: impl serde::Serialize) -> Vec<u8> {
+        bincode::serde::encode_to_vec(value, standard()).expect("encodes")
+    }
+
+    #[test]
+    fn a_hello_of_this_release_is_read() {
+        let said = hello(Role::Client);
+        assert_eq!(read_hello(&bytes(&said)), Ok(said));
+    }
+
+    #[test]
+    fn another_version_is_refused_with_both_named_whatever_follows() {
+        let body = bytes((7_u16, "9.8.7", "a role of the future", 300_u32));
+        let fault = read_hello(&body).expect_err("wire 7");
+        assert_eq!(fault.kind, FaultKind::VersionMismatch);
+        for part in ["9.8.7", "wire 7", RELEASE, &format!("wire {WIRE_VERSION}")] {
+            assert!(fault.cause.contains(part), "{part} is missing: {fault}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_a_protocol_fault() {
+        let http = read_hello(b"\x01GET / HTTP/1.1").expect_err("no hello");
+        assert_eq!(http.kind, FaultKind::Protocol);
+        assert_eq!(read_hello(b"").expect_err("empty").kind, FaultKind::Protocol);
+        assert_eq!(read_greeting(b"\xff").expect_err("no greeting").kind, FaultKind::Protocol);
+    }
+
+    #[test]
+    fn a_refusal_reaches_the_caller_as_it_was_said() {
+        let fault = Fault::new(FaultKind::ModelMismatch, "two models");
+        let answer = bytes(Greeting::Refused(fault.clone()));
+        assert_eq!(read_greeting(&answer), Err(fault));
+    }
+}

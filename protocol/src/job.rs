@@ -1,0 +1,205 @@
+//! What is asked for, and what it becomes once every default is known.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A value that is not one of the names it must be one of.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {what} `{value}`; supported: {supported}")]
+pub struct UnknownName {
+    /// What kind of name was looked for.
+    pub what: &'static str,
+    /// What was given.
+    pub value: String,
+    /// Every name there is.
+    pub supported: String,
+}
+
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[$vdoc])* #[serde(rename = $text)] $variant),+ }
+
+        impl $name {
+            /// Every value, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name on the command line and on the wire.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownName;
+
+            fn from_str(value: &str) -> Result<Self, UnknownName> {
+                Self::ALL.iter().copied().find(|known| known.name() == value).ok_or_else(|| {
+                    UnknownName {
+                        what: $what,
+                        value: value.to_owned(),
+                        supported: [$($text),+].join(" "),
+                    }
+                })
+            }
+        }
+    };
+}
+
+names!(
+    /// A sampler, by the name users of diffusers' and other tools know.
+    Scheduler, "scheduler" {
+        /// Denoising diffusion implicit models.
+        Ddim = "ddim",
+        /// Euler.
+        Euler = "euler",
+        /// Euler ancestral.
+        EulerA = "euler-a",
+        /// DPM-Solver++ second order, multistep.
+        Dpmpp2m = "dpmpp-2m",
+        /// The same with Karras' noise schedule.
+        Dpmpp2mKarras = "dpmpp-2m-karras",
+        /// UniPC, order two.
+        Unipc = "unipc",
+        /// Heun: two model calls a step.
+        Heun = "heun",
+        /// Latent consistency models.
+        Lcm = "lcm",
+        /// Pseudo linear multistep, the default of Stable Diffusion 1.5.
+        Pndm = "pndm",
+    }
+);
+
+names!(
+    /// How ranks exchange activations after the warm-up.
+    Mode, "mode" {
+        /// Every call waits for this call's values of every peer.
+        FullSync = "full-sync",
+        /// Peers' values are one call old; group norms are corrected by the own band's change.
+        Corrected = "corrected",
+    }
+);
+
+names!(
+    /// The variance group norms divide by.
+    GnVariance, "group norm variance" {
+        /// The biased variance, as in torch: synchronous runs equal the dense model.
+        Population = "population",
+        /// Times N/(N-1) with the local band's N, as the DistriFusion reference code does.
+        Reference = "reference",
+    }
+);
+
+names!(
+    /// The type weights are held in. On the CPU arithmetic and statistics are f32 throughout.
+    Dtype, "dtype" {
+        /// As the checkpoint stores them.
+        Auto = "auto",
+        /// 32-bit floats.
+        F32 = "f32",
+        /// IEEE half precision.
+        F16 = "f16",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
+);
+
+/// What a user asks for. What is left out takes the model's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRequest {
+    /// What the image shows.
+    pub prompt: String,
+    /// What it should not show. None is the checkpoint's own idea of an empty negative.
+    pub negative: Option<String>,
+    /// Image width in pixels.
+    pub width: Option<u32>,
+    /// Image height in pixels.
+    pub height: Option<u32>,
+    /// Sampler steps.
+    pub steps: Option<u32>,
+    /// Classifier-free guidance scale; 1 or less turns guidance off.
+    pub guidance: Option<f32>,
+    /// The seed of torch's CPU generator. None: the coordinator draws one and says which.
+    pub seed: Option<u64>,
+    /// The sampler. None: the checkpoint's own.
+    pub scheduler: Option<Scheduler>,
+    /// Calls 0..=warmup are synchronous.
+    pub warmup: u32,
+    /// How ranks exchange activations after the warm-up.
+    pub mode: Mode,
+    /// The variance group norms divide by.
+    pub gn_variance: GnVariance,
+    /// The dtype the cluster's workers must hold their weights in. None: whatever they hold.
+    pub dtype: Option<Dtype>,
+    /// The model the cluster must hold, by name. None: whatever it holds.
+    pub model: Option<String>,
+    /// How many workers render it. None: all that are there when it starts.
+    pub workers: Option<u16>,
+    /// Whether the client wants the latent after every sampler step.
+    pub stream_latents: bool,
+}
+
+/// A job with every value settled: what the workers render and the PNG records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// What the image shows.
+    pub prompt: String,
+    /// What it should not show. None is the checkpoint's own idea of an empty negative.
+    pub negative: Option<String>,
+    /// Image width in pixels.
+    pub width: u32,
+    /// Image height in pixels.
+    pub height: u32,
+    /// Sampler steps.
+    pub steps: u32,
+    /// Classifier-free guidance scale; 1 or less turns guidance off.
+    pub guidance: f32,
+    /// The seed of torch's CPU generator.
+    pub seed: u64,
+    /// The sampler.
+    pub scheduler: Scheduler,
+    /// Calls 0..=warmup are synchronous.
+    pub warmup: u32,
+    /// How ranks exchange activations after the warm-up.
+    pub mode: Mode,
+    /// The variance group norms divide by.
+    pub gn_variance: GnVariance,
+}
+
+/// What a worker has loaded: all that the coordinator needs to know of a model.
+///
+/// Workers whose `name`, `digest` or `dtype` differ do not render together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelCard {
+    /// The folder's name, or `emoji-xl` for the built-in model.
+    pub name: String,
+    /// Hex blake3 of configurations and of every tensor that is used.
+    pub digest: String,
+    /// `sdxl` or `sd`.
+    pub family: String,
+    /// The type the weights are held in (never `auto`; a mixed checkpoint says its largest part).
+    pub dtype: Dtype,
+    /// Channels of the latent.
+    pub latent_channels: u32,
+    /// Pixels per latent row and column.
+    pub vae_factor: u32,
+    /// Bands start at multiples of this many latent rows; sizes are multiples of it, too.
+    pub row_unit: u32,
+    /// The size the model was trained at, in pixels: the default.
+    pub native: (u32, u32),
+    /// The checkpoint's own scheduler.
+    pub scheduler: Scheduler,
+    /// The default guidance scale.
+    pub guidance: f32,
+    /// Bytes the weights take in memory.
+    pub weight_bytes: u64,
+}

@@ -1,0 +1,13 @@
+//! The messages of the control connection and of the links between workers.
+//!
+//! Every frame is one message and, where a message says so, a payload of raw bytes: tensors are
+//! never serialised. Numbers in payloads are little-endian.
+
+mod control;
+mod peer;
+
+pub use control::{
+    BandView, ClusterView, Event, FromClient, Greeting, Hello, JobView, Join, Phase, Role,
+    ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+};
+pub use peer::{DataHead, PeerAnswer, PeerHello};

@@ -1,0 +1,320 @@
+//! Messages between the coordinator and its workers and clients.
+
+use crate::fault::Fault;
+use crate::id::{JobId, Rank, RunId, WorkerId};
+use crate::job::{JobRequest, JobSpec, ModelCard};
+use crate::plan::{Geometry, Plan};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// The first message on a control connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`crate::WIRE_VERSION`] of the caller. Always the first field: it is read before the rest
+    /// can be understood.
+    pub wire: u16,
+    /// [`crate::RELEASE`] of the caller.
+    pub release: String,
+    /// What the caller is.
+    pub role: Role,
+}
+
+/// What a caller is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Role {
+    /// A worker that wants to render.
+    Worker(Box<Join>),
+    /// A command that submits, watches or asks.
+    Client,
+}
+
+/// What a worker tells of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    /// What its logs call it: host name and process number.
+    pub name: String,
+    /// Where its peers reach it. An unspecified address means: the one this connection comes from.
+    pub listen: SocketAddr,
+    /// What it has loaded.
+    pub model: ModelCard,
+    /// Compute threads.
+    pub threads: u16,
+    /// The instruction set its kernels run on.
+    pub kernels: String,
+    /// Resident memory after loading, in bytes.
+    pub resident_bytes: u64,
+}
+
+/// The coordinator's answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Greeting {
+    /// Come in. Workers learn their number and how often to send [`ToCoordinator::Alive`].
+    Welcome {
+        /// The worker's number; 0 for clients.
+        worker: WorkerId,
+        /// A worker unheard of for this long is taken for lost.
+        lease_ms: u32,
+    },
+    /// Stay out, and why.
+    Refused(Fault),
+}
+
+/// From a worker to the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToCoordinator {
+    /// The worker's async side is alive: renews its lease.
+    Alive {
+        /// Resident memory now, in bytes.
+        resident_bytes: u64,
+    },
+    /// Something the user should see, such as a truncated prompt. Said by rank 0 alone.
+    Notice {
+        /// The run it belongs to.
+        run: RunId,
+        /// What to show.
+        text: String,
+    },
+    /// This rank entered a phase.
+    Entered {
+        /// The run it belongs to.
+        run: RunId,
+        /// The phase.
+        phase: Phase,
+    },
+    /// A sampler step is done. Payload: this band's latent, f32 [channels, band rows, columns].
+    Stepped {
+        /// The run it belongs to.
+        run: RunId,
+        /// Index of the model call this step ended with.
+        call: u32,
+        /// How many model calls the run makes.
+        calls: u32,
+        /// Wall-clock time of the call, in microseconds.
+        took_us: u64,
+        /// How much of it the compute thread waited for peers.
+        waited_us: u64,
+        /// Bytes posted to peers in the call.
+        posted_bytes: u64,
+    },
+    /// The band is decoded. Payload: RGB bytes [band rows, width, 3], 8 bits a channel.
+    Decoded {
+        /// The run it belongs to.
+        run: RunId,
+        /// Wall-clock time of the decode, in microseconds.
+        took_us: u64,
+        /// How much of it the compute thread waited for peers.
+        waited_us: u64,
+    },
+    /// The run failed here. The worker is ready for the next one.
+    Failed {
+        /// The run it belongs to.
+        run: RunId,
+        /// Why.
+        fault: Fault,
+    },
+    /// The run was aborted as asked ([`ToWorker::Abort`]) and the worker is ready for the next.
+    Aborted {
+        /// The run it belongs to.
+        run: RunId,
+    },
+}
+
+/// From the coordinator to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Render your band of this plan.
+    Start {
+        /// Who renders what.
+        plan: Box<Plan>,
+        /// Which of the plan's ranks you are.
+        rank: Rank,
+    },
+    /// Stop this run; answered by [`ToCoordinator::Aborted`] or, if it crossed, by its end.
+    Abort {
+        /// The run to stop.
+        run: RunId,
+        /// Why.
+        fault: Fault,
+    },
+    /// Leave and exit with success.
+    Shutdown,
+}
+
+/// From a client to the coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum FromClient {
+    /// Render this. Answered by `Accepted` or `Refused`, then by events until the job's end.
+    /// A client that goes away cancels the job it submitted.
+    Submit(Box<JobRequest>),
+    /// Tell how the cluster is. Answered by `Cluster`.
+    Status,
+}
+
+/// From the coordinator to a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToClient {
+    /// The job is in the queue.
+    Accepted {
+        /// Its number.
+        job: JobId,
+        /// Jobs before it, the running one included.
+        ahead: u32,
+    },
+    /// The request was not taken.
+    Refused(Fault),
+    /// Something happened to the job.
+    Event {
+        /// The job.
+        job: JobId,
+        /// What happened.
+        event: Event,
+    },
+    /// The answer to [`FromClient::Status`].
+    Cluster(Box<ClusterView>),
+}
+
+/// What happens to a job, in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// It moved up in the queue, or waits for workers.
+    Queued {
+        /// Jobs before it.
+        ahead: u32,
+        /// Workers that are there, of those it needs.
+        workers: u32,
+        /// Workers it needs.
+        wanted: u32,
+    },
+    /// It has workers.
+    Started {
+        /// What is rendered, every default settled.
+        spec: Box<JobSpec>,
+        /// The model's name.
+        model: String,
+        /// The latent's shape.
+        geometry: Geometry,
+        /// Who renders which rows.
+        bands: Vec<BandView>,
+    },
+    /// Something the user should see.
+    Notice {
+        /// What to show.
+        text: String,
+    },
+    /// All ranks entered a phase.
+    Phase {
+        /// The phase.
+        phase: Phase,
+    },
+    /// All ranks did a sampler step. Payload, if latents are streamed: the whole latent after it,
+    /// f32 [channels, rows, columns].
+    Step {
+        /// Model calls done, from 1.
+        call: u32,
+        /// Model calls in all.
+        calls: u32,
+        /// The slowest rank's wall-clock seconds for the call.
+        seconds: f64,
+        /// The longest that a rank waited for peers, in seconds.
+        waited: f64,
+    },
+    /// The image is there. Payload: RGB bytes [height, width, 3], 8 bits a channel.
+    Finished {
+        /// Mean wall-clock seconds per model call.
+        seconds_per_step: f64,
+        /// Seconds from the start of the run to the image.
+        seconds: f64,
+        /// What each rank waited for its peers.
+        waits: Vec<WaitView>,
+    },
+    /// The job ended without an image.
+    Failed {
+        /// Why.
+        fault: Fault,
+    },
+}
+
+/// The phases of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Prompts become embeddings.
+    TextEncoding,
+    /// The sampler's steps.
+    Denoising,
+    /// The latent becomes pixels.
+    Decoding,
+}
+
+/// One band of a running job, as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BandView {
+    /// The rank.
+    pub rank: u16,
+    /// The worker's name.
+    pub worker: String,
+    /// First image row.
+    pub top: u32,
+    /// Image rows.
+    pub rows: u32,
+}
+
+/// What one rank waited for its peers in a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WaitView {
+    /// The rank.
+    pub rank: u16,
+    /// The worker's name.
+    pub worker: String,
+    /// Seconds its compute thread waited for peers.
+    pub seconds: f64,
+    /// Bytes it posted to peers.
+    pub posted_bytes: u64,
+}
+
+/// The cluster at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// The coordinator's release.
+    pub release: String,
+    /// Seconds since it started.
+    pub up_seconds: u64,
+    /// The model its workers hold; None while there are none.
+    pub model: Option<ModelCard>,
+    /// Its workers, in the order they joined.
+    pub workers: Vec<WorkerView>,
+    /// Running and queued jobs, in the order they will be rendered.
+    pub jobs: Vec<JobView>,
+}
+
+/// One worker, as people see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its name.
+    pub name: String,
+    /// Where its peers reach it.
+    pub address: SocketAddr,
+    /// Compute threads.
+    pub threads: u16,
+    /// The instruction set its kernels run on.
+    pub kernels: String,
+    /// Resident memory, in bytes, as last reported.
+    pub resident_bytes: u64,
+    /// The job and rank it renders.
+    pub busy: Option<(JobId, Rank)>,
+}
+
+/// One job, as people see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its number.
+    pub id: JobId,
+    /// The first words of its prompt.
+    pub prompt: String,
+    /// Model calls done and in all; None while it is queued.
+    pub progress: Option<(u32, u32)>,
+}

@@ -1,0 +1,165 @@
+//! Sites and slots: what every pair of ranks exchanges, known before the run starts.
+//!
+//! The model lists its exchange points; with a plan's bands that gives every slot's size. Both
+//! ends of a link compute the same table and compare its [`Digest`] before any value crosses.
+
+use super::{Band, Plan};
+use crate::id::{Rank, Site, Slot};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Bytes of one value on the wire: f32.
+const VALUE_BYTES: usize = 4;
+
+/// What a layer asks for that its own rows cannot answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Ask {
+    /// `rows` rows of the layer's input above and below the band, from the neighbours.
+    Halo {
+        /// Rows on either side.
+        rows: u32,
+    },
+    /// Mean and sum of squared deviations of each group, from all ranks.
+    Moments {
+        /// Normalisation groups.
+        groups: u32,
+    },
+    /// Keys and values of all tokens, from all ranks.
+    Gather,
+}
+
+/// Which part of a run a site belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stage {
+    /// The UNet: both guidance branches as one batch; displaced after the warm-up.
+    Denoise,
+    /// The UNet's first convolution: as [`Stage::Denoise`], but never displaced.
+    Input,
+    /// The VAE decoder: one image, always synchronous.
+    Decode,
+}
+
+/// An exchange point of the model.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SiteSpec {
+    /// The layer's path in the checkpoint.
+    pub path: String,
+    /// What it asks for.
+    pub ask: Ask,
+    /// When it asks.
+    pub stage: Stage,
+    /// Values per pixel or token of what is exchanged.
+    pub channels: u32,
+    /// Rows and columns here are those of the latent, halved this often (negative: doubled).
+    pub halvings: i8,
+}
+
+impl SiteSpec {
+    /// `latent` rows or columns at this site's resolution.
+    #[must_use]
+    pub fn scaled(&self, latent: u32) -> u32 {
+        let shift = u32::from(self.halvings.unsigned_abs());
+        if self.halvings >= 0 { latent >> shift } else { latent << shift }
+    }
+}
+
+/// One slot of a table: the values that one rank sends another for one site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SlotSpec {
+    /// Its sender and site.
+    pub slot: Slot,
+    /// The rank that receives it.
+    pub to: Rank,
+    /// Its size: every version has exactly this many bytes.
+    pub bytes: usize,
+}
+
+/// Every slot that one rank sends or receives in a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotTable {
+    /// What it posts, by site, then by receiver.
+    pub posts: Vec<SlotSpec>,
+    /// What lands on it, by site, then by sender.
+    pub lands: Vec<SlotSpec>,
+}
+
+impl SlotTable {
+    /// The table of `rank` in `plan` for a model with these `sites`.
+    #[must_use]
+    pub fn new(plan: &Plan, sites: &[SiteSpec], rank: Rank) -> Self {
+        let mut table = Self { posts: Vec::new(), lands: Vec::new() };
+        for (number, spec) in sites.iter().enumerate() {
+            let Ok(number) = u16::try_from(number) else { break };
+            let site = Site(number);
+            for peer in plan.ranks().filter(|peer| meets(spec.ask, rank, *peer)) {
+                table.posts.push(slot(plan, spec, site, rank, peer));
+                table.lands.push(slot(plan, spec, site, peer, rank));
+            }
+        }
+        table
+    }
+
+    /// Bytes of everything that lands in one call of `stage`.
+    #[must_use]
+    pub fn landing_bytes(&self, sites: &[SiteSpec], stage: Stage) -> usize {
+        self.lands
+            .iter()
+            .filter(|spec| sites[usize::from(spec.slot.site.0)].stage == stage)
+            .map(|spec| spec.bytes)
+            .sum()
+    }
+}
+
+/// Whether two ranks exchange anything for such a site.
+fn meets(ask: Ask, one: Rank, other: Rank) -> bool {
+    match ask {
+        Ask::Halo { .. } => one.0.abs_diff(other.0) == 1,
+        Ask::Moments { .. } | Ask::Gather => one != other,
+    }
+}
+
+fn slot(plan: &Plan, spec: &SiteSpec, site: Site, from: Rank, to: Rank) -> SlotSpec {
+    let band = plan.band(from).unwrap_or(Band { top: 0, rows: 0 });
+    let columns = to_usize(spec.scaled(plan.geometry.columns));
+    let values = match spec.ask {
+        Ask::Halo { rows } => to_usize(rows) * columns * to_usize(spec.channels),
+        Ask::Moments { groups } => 2 * to_usize(groups),
+        Ask::Gather => to_usize(spec.scaled(band.rows)) * columns * to_usize(spec.channels),
+    };
+    let batch = match spec.stage {
+        Stage::Denoise | Stage::Input => to_usize(plan.batch()),
+        Stage::Decode => 1,
+    };
+    SlotSpec { slot: Slot { from, site }, to, bytes: batch * values * VALUE_BYTES }
+}
+
+fn to_usize(value: u32) -> usize {
+    usize::try_from(value).expect("this program needs at least 32-bit addresses")
+}
+
+/// A fingerprint of a plan and of the model's sites: ranks whose digests differ would wait for
+/// each other's slots in vain, so they refuse to start.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of `plan` rendered by a model with these `sites`.
+    #[must_use]
+    pub fn new(plan: &Plan, sites: &[SiteSpec]) -> Self {
+        let bytes = bincode::serde::encode_to_vec((plan, sites), bincode::config::standard())
+            .expect("plans and sites hold nothing that bincode cannot encode");
+        Self(*blake3::hash(&bytes).as_bytes())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}

@@ -1,0 +1,102 @@
+//! How activations reach a peer: one file per fabric, nearest first, behind one narrow trait.
+//!
+//! The promise, kept by every fabric and checked by one conformance suite:
+//! - **L-1 whole**: a slot's value lands whole or not at all.
+//! - **L-2 once**: at most once.
+//! - **L-3 forward**: never after a newer version of itself.
+//! - **L-4 epoch**: never from an older epoch.
+//!
+//! None promises when. A ledger at either end holds the fabrics to it, and to the slot table.
+//!
+//! Links end in two ways. A rank that has finished drops its links: what it posted still reaches
+//! its peers, who then find the link closed. A run that is aborted hangs up: its links close at
+//! once ([`tcp::Hangup`]).
+
+mod ledger;
+pub mod memory;
+pub mod stream;
+pub mod tcp;
+
+pub use ledger::{LinkSpec, VERSIONS_MAX};
+
+use crate::fault::Fault;
+use crate::id::{Call, Rank, Slot};
+use bytes::Bytes;
+use std::fmt;
+use std::task::{Context, Poll};
+
+/// The links of one rank to all of its peers in one run, in rank order.
+pub type Links = Vec<(Rank, Box<dyn Link>)>;
+
+/// Both directions between this rank and one peer.
+pub trait Link: fmt::Debug + Send {
+    /// Sends `bytes` as the value of `slot` computed in `call`. Returns at once: the bytes are
+    /// copied or on their way, and the caller may reuse them.
+    ///
+    /// A post to a peer that has closed its side is void and no error: a peer that has finished
+    /// misses nothing, and whoever waits for one that died learns it from [`Self::poll_landed`].
+    ///
+    /// # Errors
+    /// If the link broke, or the post is one that this link does not carry: an unknown slot,
+    /// another length, an old call, or a version that the peer cannot be ready for.
+    fn post(&mut self, slot: Slot, call: Call, bytes: &[u8]) -> Result<(), LinkError>;
+
+    /// The next value that landed from the peer.
+    ///
+    /// # Errors
+    /// If the peer is gone, once everything that landed before was polled, or if it broke the
+    /// promise. From then on always the same error.
+    fn poll_landed(&mut self, cx: &mut Context<'_>) -> Poll<Result<Landed, LinkError>>;
+}
+
+/// A value that landed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Landed {
+    /// Where.
+    pub slot: Slot,
+    /// The call it was computed in.
+    pub call: Call,
+    /// The value.
+    pub bytes: Bytes,
+}
+
+/// Why a link no longer carries values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The peer closed the link or died.
+    #[error("{peer} closed its link{}", because(.cause))]
+    Closed {
+        /// The peer.
+        peer: Rank,
+        /// What the fabric said, if anything.
+        cause: String,
+    },
+    /// The peer sent what it may not send.
+    #[error("{peer} broke the protocol: {cause}")]
+    Protocol {
+        /// The peer.
+        peer: Rank,
+        /// What it did.
+        cause: String,
+    },
+    /// This rank posted what the link does not carry.
+    #[error("cannot post to {peer}: {cause}")]
+    Unposted {
+        /// The peer.
+        peer: Rank,
+        /// What is wrong with the post.
+        cause: String,
+    },
+    /// One of the two refused the link to the other.
+    #[error("no link with {peer}: {fault}")]
+    Refused {
+        /// The peer.
+        peer: Rank,
+        /// Why.
+        fault: Fault,
+    },
+}
+
+fn because(cause: &str) -> String {
+    if cause.is_empty() { String::new() } else { format!(": {cause}") }
+}

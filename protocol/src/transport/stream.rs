@@ -1,0 +1,133 @@
+//! Frames over any byte stream.
+
+use crate::codec::{self, Frame, FrameError, Limits};
+use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// How much is asked of the stream at a time: a control message in one read, a payload of many
+/// MB in few, and no more memory than this is set aside on a peer's word alone.
+const READ_BYTES: usize = 64 << 10;
+
+/// Why a stream of frames broke.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The stream failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It carried something that is no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// It ended inside a frame.
+    #[error("the connection ended inside a frame, {bytes} bytes into it")]
+    Truncated {
+        /// How much of the frame had come.
+        bytes: usize,
+    },
+}
+
+/// Reads frames.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    unread: BytesMut,
+    limits: Limits,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads frames within `limits` from `stream`.
+    pub fn new(stream: R, limits: Limits) -> Self {
+        Self { stream, unread: BytesMut::new(), limits }
+    }
+
+    /// Limits the frames that are read from now on: strangers get less than those who have
+    /// said hello.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// The next message and its payload. None: the stream ended between two frames.
+    ///
+    /// Cancel-safe: what has been read stays for the next call.
+    ///
+    /// # Errors
+    /// If the stream failed, ended inside a frame, or carried something else. It is of no use
+    /// after that.
+    pub async fn next<M: DeserializeOwned>(&mut self) -> Result<Option<(M, Bytes)>, StreamError> {
+        let Some(frame) = self.next_frame().await? else { return Ok(None) };
+        Ok(Some((codec::decode_body(&frame.body)?, frame.payload)))
+    }
+
+    /// As [`Self::next`], with the message left undecoded.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub async fn next_frame(&mut self) -> Result<Option<Frame>, StreamError> {
+        loop {
+            if let Some(frame) = codec::take_frame(&mut self.unread, &self.limits)? {
+                return Ok(Some(frame));
+            }
+            self.unread.reserve(READ_BYTES);
+            if self.stream.read_buf(&mut self.unread).await? == 0 {
+                return match self.unread.len() {
+                    0 => Ok(None),
+                    bytes => Err(StreamError::Truncated { bytes }),
+                };
+            }
+        }
+    }
+
+    /// The stream, and what was read of it beyond the last frame.
+    pub fn into_parts(self) -> (R, Bytes) {
+        (self.stream, self.unread.freeze())
+    }
+}
+
+/// Writes frames.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+    limits: Limits,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Writes frames within `limits` to `stream`.
+    pub fn new(stream: W, limits: Limits) -> Self {
+        Self { stream, limits }
+    }
+
+    /// Sends a message and its payload, which is not copied.
+    ///
+    /// Not cancel-safe: a stream on which a send was dropped half-way must be closed.
+    ///
+    /// # Errors
+    /// If the frame is over the limits (nothing was sent then) or the stream failed.
+    pub async fn send<M: Serialize>(
+        &mut self,
+        message: &M,
+        payload: &[u8],
+    ) -> Result<(), StreamError> {
+        let head = codec::encode_head(message, payload.len(), &self.limits)?;
+        self.stream.write_all(&head).await?;
+        if !payload.is_empty() {
+            self.stream.write_all(payload).await?;
+        }
+        self.stream.flush().await?;
+        Ok(())
+    }
+
+    /// Ends the stream: the other side reads a clean end after the last frame.
+    ///
+    /// # Errors
+    /// If the stream failed.
+    pub async fn close(&mut self) -> Result<(), StreamError> {
+        Ok(self.stream.shutdown().await?)
+    }
+
+    /// The stream.
+    pub fn into_inner(self) -> W {
+        self.stream
+    }
+}

@@ -1,0 +1,172 @@
+//! Who calls: hears each caller out and brings it together with the run it calls for.
+
+use super::{OPEN_DEADLINE, PARKED_FOR, PARKED_MAX, STRANGERS_MAX};
+use crate::codec::{self, LENGTHS_BYTES, Limits};
+use crate::fault::{Fault, FaultKind};
+use crate::handshake::read_peer_hello;
+use crate::id::RunId;
+use crate::message::{PeerAnswer, PeerHello};
+use crate::transport::stream::StreamError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout;
+
+/// How long accepting rests after the system refused a socket: too many open files pass.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// Reads the first message of a connection, and not a byte of what follows it.
+pub(super) async fn read_greeting(stream: &mut TcpStream) -> Result<Vec<u8>, StreamError> {
+    let mut lengths = [0; LENGTHS_BYTES];
+    stream.read_exact(&mut lengths).await?;
+    let (body, _) = codec::read_lengths(lengths, &Limits::GREETING)?;
+    let mut bytes = vec![0; body];
+    stream.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// A peer that has said hello.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) hello: PeerHello,
+    pub(super) stream: TcpStream,
+}
+
+impl Caller {
+    pub(super) async fn answer(&mut self, answer: &PeerAnswer) -> Result<(), StreamError> {
+        answer_on(&mut self.stream, answer).await
+    }
+
+    pub(super) async fn refuse(mut self, fault: Fault) {
+        tracing::debug!(%fault, "refused a link");
+        self.answer(&PeerAnswer::Refused(fault)).await.ok(); // gone already: as good
+    }
+}
+
+async fn answer_on(stream: &mut TcpStream, answer: &PeerAnswer) -> Result<(), StreamError> {
+    let frame = codec::encode(answer, &[], &Limits::GREETING)?;
+    Ok(stream.write_all(&frame).await?)
+}
+
+/// Brings callers and the runs they call for together, whichever comes first.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    runs: Vec<(RunId, UnboundedSender<Caller>)>,
+    parked: Vec<(u64, Caller)>,
+    parked_ever: u64,
+}
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends callers for `run` to who asks, those first who called too early.
+    pub(super) fn expect(self: &Arc<Self>, run: RunId) -> Expected {
+        let (found, callers) = unbounded_channel();
+        let mut waiting = self.lock();
+        for (_, caller) in waiting.parked.extract_if(.., |(_, caller)| caller.hello.run == run) {
+            found.send(caller).ok(); // the receiver is right here
+        }
+        waiting.runs.push((run, found));
+        Expected { run, callers, gate: Arc::clone(self) }
+    }
+
+    /// Hands the caller to its run, or parks it and gives its number.
+    fn meet(&self, caller: Caller) -> Result<Option<u64>, Caller> {
+        let mut waiting = self.lock();
+        let run = waiting.runs.iter().find(|(run, _)| *run == caller.hello.run);
+        if let Some((_, found)) = run {
+            return found.send(caller).map(|()| None).map_err(|unsent| unsent.0);
+        }
+        if waiting.parked.len() >= PARKED_MAX {
+            return Err(caller);
+        }
+        waiting.parked_ever += 1;
+        let number = waiting.parked_ever;
+        waiting.parked.push((number, caller));
+        Ok(Some(number))
+    }
+
+    /// The parked caller of that number, if no run came for it.
+    fn give_up(&self, number: u64) -> Option<Caller> {
+        let mut waiting = self.lock();
+        let at = waiting.parked.iter().position(|(parked, _)| *parked == number)?;
+        Some(waiting.parked.swap_remove(at).1)
+    }
+}
+
+/// A run that waits for callers, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Expected {
+    run: RunId,
+    pub(super) callers: UnboundedReceiver<Caller>,
+    gate: Arc<Gate>,
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.gate.lock().runs.retain(|(run, _)| *run != self.run);
+    }
+}
+
+pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    loop {
+        match socket.accept().await {
+            Ok((stream, address)) => {
+                let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
+                    tracing::warn!(%address, "too many callers at once, hung up on one");
+                    continue;
+                };
+                let gate = Arc::clone(&gate);
+                tokio::spawn(async move {
+                    let greeted = greet(stream).await;
+                    drop(permit);
+                    if let Some(caller) = greeted {
+                        introduce(caller, &gate).await;
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a link");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// Hears who calls; None if nobody who may.
+async fn greet(mut stream: TcpStream) -> Option<Caller> {
+    let body = timeout(OPEN_DEADLINE, read_greeting(&mut stream)).await.ok()?.ok()?;
+    match read_peer_hello(&body) {
+        Ok(hello) => Some(Caller { hello, stream }),
+        Err(fault) => {
+            tracing::debug!(%fault, "refused a caller");
+            answer_on(&mut stream, &PeerAnswer::Refused(fault)).await.ok(); // gone: as good
+            None
+        }
+    }
+}
+
+async fn introduce(caller: Caller, gate: &Gate) {
+    let run = caller.hello.run;
+    let (caller, cause) = match gate.meet(caller) {
+        Ok(None) => return,
+        Ok(Some(number)) => {
+            tokio::time::sleep(PARKED_FOR).await;
+            let Some(caller) = gate.give_up(number) else { return };
+            (caller, format!("{run} was not started here within {} s", PARKED_FOR.as_secs()))
+        }
+        Err(caller) => (caller, format!("{run} is not rendered here, and too many others wait")),
+    };
+    caller.refuse(Fault::new(FaultKind::PeerLost, cause)).await;
+}

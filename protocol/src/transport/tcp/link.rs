@@ -1,0 +1,259 @@
+//! One link over one socket.
+//!
+//! Large values are copied once, into the queue when they are posted, and are read straight into
+//! a buffer of the slot's size when they land.
+
+use super::LINGER;
+use crate::codec::{self, LENGTHS_BYTES, Limits};
+use crate::id::{Call, Rank, Slot};
+use crate::message::DataHead;
+use crate::transport::ledger::{Ledger, Ticket};
+use crate::transport::{Landed, Link, LinkError, LinkSpec};
+use bytes::{Bytes, BytesMut};
+use std::future;
+use std::io;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+
+/// Small values, such as group statistics, are gathered up to this many bytes before a system
+/// call; larger ones bypass both buffers.
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// Closes all links of one run at once, whoever holds them. Dropping it does nothing.
+#[derive(Debug)]
+pub struct Hangup(watch::Sender<bool>);
+
+impl Default for Hangup {
+    fn default() -> Self {
+        Self(watch::Sender::new(false))
+    }
+}
+
+impl Hangup {
+    /// Closes the links now; what is under way is lost.
+    pub fn now(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn wait(mut hung_up: watch::Receiver<bool>) {
+        if hung_up.wait_for(|now| *now).await.is_err() {
+            future::pending::<()>().await;
+        }
+    }
+}
+
+/// One end of a link over TCP.
+#[derive(Debug)]
+pub struct TcpLink {
+    peer: Rank,
+    posting: Ledger,
+    queue: UnboundedSender<Post>,
+    landed: UnboundedReceiver<Arrival>,
+    ended: Option<LinkError>,
+    /// Tells the socket's task when this end is dropped.
+    _held: oneshot::Sender<()>,
+}
+
+type Arrival = Result<(Landed, Ticket), LinkError>;
+
+#[derive(Debug)]
+struct Post {
+    head: BytesMut,
+    bytes: Bytes,
+    ticket: Ticket,
+}
+
+impl TcpLink {
+    /// A link over `stream`, on which the handshake is done. To be called on a tokio runtime,
+    /// which serves the socket from then on.
+    ///
+    /// # Errors
+    /// If the socket is broken.
+    pub fn start(stream: TcpStream, spec: &LinkSpec, hangup: &Hangup) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let (queue, posts) = unbounded_channel();
+        let (arrivals, landed) = unbounded_channel();
+        let (held, dropped) = oneshot::channel();
+        let (reading, writing) = stream.into_split();
+        let incoming = Incoming {
+            peer: spec.peer,
+            stream: BufReader::with_capacity(BUFFER_BYTES, reading),
+            limits: Limits::data(spec.landing_bytes_max()),
+            ledger: spec.landing(),
+        };
+        let lingered = async {
+            dropped.await.ok(); // the other half is never used, only dropped
+            tokio::time::sleep(LINGER).await;
+        };
+        let hung_up = Hangup::wait(hangup.0.subscribe());
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = async { tokio::try_join!(incoming.run(arrivals), send_all(writing, posts)) } => {}
+                () = lingered => {}
+                () = hung_up => {}
+            }
+        });
+        let (peer, posting) = (spec.peer, spec.posting());
+        Ok(Self { peer, posting, queue, landed, ended: None, _held: held })
+    }
+
+    fn closed(&self, cause: &str) -> LinkError {
+        LinkError::Closed { peer: self.peer, cause: cause.to_owned() }
+    }
+}
+
+impl Link for TcpLink {
+    fn post(&mut self, slot: Slot, call: Call, bytes: &[u8]) -> Result<(), LinkError> {
+        let unposted = |cause| LinkError::Unposted { peer: self.peer, cause };
+        let (head, ticket) = self.posting.post(slot, call, bytes.len()).map_err(unposted)?;
+        let head = codec::encode_head(&head, bytes.len(), &Limits::data(bytes.len()))
+            .map_err(|error| unposted(error.to_string()))?;
+        let post = Post { head, bytes: Bytes::copy_from_slice(bytes), ticket };
+        self.queue.send(post).map_err(|_| self.closed("the link broke before"))
+    }
+
+    fn poll_landed(&mut self, cx: &mut Context<'_>) -> Poll<Result<Landed, LinkError>> {
+        if let Some(error) = &self.ended {
+            return Poll::Ready(Err(error.clone()));
+        }
+        let error = match std::task::ready!(self.landed.poll_recv(cx)) {
+            Some(Ok((landed, _))) => return Poll::Ready(Ok(landed)),
+            Some(Err(error)) => error,
+            None => self.closed("the run was aborted here"),
+        };
+        self.ended = Some(error.clone());
+        Poll::Ready(Err(error))
+    }
+}
+
+/// The link is broken: everything about it ends now. The reason was said in an [`Arrival`].
+struct Broken;
+
+/// Sends what is posted until the link is dropped, then ends this direction.
+///
+/// A socket that fails is no reason to break the link: the receiving side notices too, and may
+/// have values before that. What is posted from then on is void.
+async fn send_all(
+    stream: OwnedWriteHalf,
+    mut posts: UnboundedReceiver<Post>,
+) -> Result<(), Broken> {
+    let mut stream = BufWriter::with_capacity(BUFFER_BYTES, stream);
+    if let Err(error) = send_posts(&mut stream, &mut posts).await {
+        tracing::debug!(%error, "a link sends no more");
+        while posts.recv().await.is_some() {}
+    }
+    Ok(())
+}
+
+async fn send_posts(
+    stream: &mut BufWriter<OwnedWriteHalf>,
+    posts: &mut UnboundedReceiver<Post>,
+) -> io::Result<()> {
+    while let Some(Post { head, bytes, ticket }) = posts.recv().await {
+        drop(ticket);
+        stream.write_all(&head).await?;
+        stream.write_all(&bytes).await?;
+        if posts.is_empty() {
+            stream.flush().await?;
+        }
+    }
+    stream.shutdown().await
+}
+
+/// The receiving direction.
+struct Incoming {
+    peer: Rank,
+    stream: BufReader<OwnedReadHalf>,
+    limits: Limits,
+    ledger: Ledger,
+}
+
+impl Incoming {
+    /// Receives until the peer ends its direction.
+    async fn run(mut self, arrivals: UnboundedSender<Arrival>) -> Result<(), Broken> {
+        loop {
+            match self.next().await {
+                Ok(Some(value)) => {
+                    if arrivals.send(Ok(value)).is_err() {
+                        return self.discard().await;
+                    }
+                }
+                Ok(None) => {
+                    let (peer, cause) = (self.peer, String::new());
+                    arrivals.send(Err(LinkError::Closed { peer, cause })).ok(); // or dropped
+                    return Ok(());
+                }
+                Err(error) => {
+                    arrivals.send(Err(error)).ok(); // or dropped: nobody is left to tell
+                    return Err(Broken);
+                }
+            }
+        }
+    }
+
+    /// Reads what nobody wants any more: closing the socket with unread data would reset the
+    /// connection and could cost the peer the last values sent to it.
+    async fn discard(mut self) -> Result<(), Broken> {
+        tokio::io::copy_buf(&mut self.stream, &mut tokio::io::sink()).await.ok(); // ends it, too
+        Ok(())
+    }
+
+    /// The next value that lands; None: a clean end.
+    async fn next(&mut self) -> Result<Option<(Landed, Ticket)>, LinkError> {
+        loop {
+            let ended = self.stream.fill_buf().await.map(<[u8]>::is_empty);
+            if ended.map_err(|error| self.closed(&error))? {
+                return Ok(None);
+            }
+            let mut lengths = [0; LENGTHS_BYTES];
+            self.read_exact(&mut lengths).await?;
+            let (body, bytes) = codec::read_lengths(lengths, &self.limits)
+                .map_err(|error| self.broke(error.to_string()))?;
+            let mut head = [0; codec::DATA_BODY_BYTES_MAX];
+            let head = &mut head[..body];
+            self.read_exact(head).await?;
+            let head: DataHead =
+                codec::decode_body(head).map_err(|error| self.broke(error.to_string()))?;
+            let ticket = self.ledger.land(head, bytes).map_err(|cause| self.broke(cause))?;
+            let value = self.read_value(bytes).await?;
+            if let Some(ticket) = ticket {
+                let slot = self.ledger.slot(head.site);
+                return Ok(Some((Landed { slot, call: head.call, bytes: value }, ticket)));
+            }
+        }
+    }
+
+    async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), LinkError> {
+        self.stream.read_exact(bytes).await.map_err(|error| self.closed(&error))?;
+        Ok(())
+    }
+
+    /// Reads a value whose size the ledger has checked, into memory that is not zeroed first.
+    async fn read_value(&mut self, bytes: usize) -> Result<Bytes, LinkError> {
+        let mut value = BytesMut::with_capacity(bytes);
+        while value.len() < bytes {
+            let rest = u64::try_from(bytes - value.len()).unwrap_or(u64::MAX);
+            let read = (&mut self.stream).take(rest).read_buf(&mut value).await;
+            if read.map_err(|error| self.closed(&error))? == 0 {
+                return Err(self.closed(&io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+        Ok(value.freeze())
+    }
+
+    fn closed(&self, error: &io::Error) -> LinkError {
+        let cause = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the connection ended inside a value".to_owned(),
+            _ => error.to_string(),
+        };
+        LinkError::Closed { peer: self.peer, cause }
+    }
+
+    fn broke(&self, cause: String) -> LinkError {
+        LinkError::Protocol { peer: self.peer, cause }
+    }
+}

@@ -1,0 +1,105 @@
+//! Plans with slots of given sizes, and pairs of links of every fabric.
+
+use protocol::job::{GnVariance, JobSpec, Mode, Scheduler};
+use protocol::plan::{Ask, Band, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
+use protocol::transport::tcp::{Hangup, TcpLink};
+use protocol::transport::{Landed, Link, LinkError, LinkSpec, memory};
+use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use tokio::net::{TcpListener, TcpStream};
+
+/// A plan for as many ranks as there are addresses.
+pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
+    let members = addresses.iter().zip(0_u32..).map(|(address, rank)| Member {
+        worker: WorkerId(u64::from(rank)),
+        name: format!("worker {rank}"),
+        address: *address,
+        band: Band { top: 8 * rank, rows: 8 },
+    });
+    let rows = 8 * u32::try_from(addresses.len()).expect("few ranks");
+    Plan {
+        run: RunId { job: JobId(1), epoch: Epoch(epoch) },
+        spec: JobSpec {
+            prompt: "red apple".to_owned(),
+            negative: None,
+            width: 64,
+            height: 8 * rows,
+            steps: 3,
+            guidance: 1.0,
+            seed: 7,
+            scheduler: Scheduler::Euler,
+            warmup: 0,
+            mode: Mode::Corrected,
+            gn_variance: GnVariance::Population,
+        },
+        geometry: Geometry { rows, columns: 8, channels: 4, row_unit: 8, vae_factor: 8 },
+        members: members.collect(),
+    }
+}
+
+/// Sites whose slots have these sizes, which must be multiples of 8.
+pub(crate) fn sites(bytes: &[usize]) -> Vec<SiteSpec> {
+    let site = |bytes: &usize| SiteSpec {
+        path: format!("norm of {bytes}"),
+        ask: Ask::Moments { groups: u32::try_from(bytes / 8).expect("a small slot") },
+        stage: Stage::Denoise,
+        channels: 8,
+        halvings: 0,
+    };
+    bytes.iter().map(site).collect()
+}
+
+/// What the two ends of a link between ranks 0 and 1 carry.
+pub(crate) fn specs(bytes: &[usize], epochs: [u32; 2]) -> [LinkSpec; 2] {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    [(0, 1, epochs[0]), (1, 0, epochs[1])].map(|(own, peer, epoch)| {
+        let plan = plan(epoch, &[address, address]);
+        let table = SlotTable::new(&plan, &sites(bytes), Rank(own));
+        LinkSpec::new(plan.run.epoch, Rank(own), Rank(peer), &table)
+    })
+}
+
+pub(crate) fn slot(from: u16, site: u16) -> Slot {
+    Slot { from: Rank(from), site: Site(site) }
+}
+
+pub(crate) async fn landed(link: &mut dyn Link) -> Result<Landed, LinkError> {
+    poll_fn(|cx| link.poll_landed(cx)).await
+}
+
+/// A way to make both ends of a link.
+pub(crate) trait Fabric {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2];
+}
+
+pub(crate) struct Memory {
+    pub(crate) seed: Option<u64>,
+}
+
+impl Fabric for Memory {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let (one, other) = memory::pair(&specs[0], &specs[1], self.seed);
+        [Box::new(one), Box::new(other)]
+    }
+}
+
+pub(crate) struct Tcp;
+
+impl Fabric for Tcp {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let [one, other] = sockets().await;
+        let start = |stream, spec| -> Box<dyn Link> {
+            Box::new(TcpLink::start(stream, spec, &Hangup::default()).expect("a fresh socket"))
+        };
+        [start(one, &specs[0]), start(other, &specs[1])]
+    }
+}
+
+/// Both ends of one connection.
+pub(crate) async fn sockets() -> [TcpStream; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let (called, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+    [called.expect("called"), accepted.expect("accepted").0]
+}

@@ -1,0 +1,8 @@
+//! What the crate promises, tried from outside.
+
+mod codec;
+mod conformance;
+mod fabric;
+mod strategy;
+mod stream;
+mod tcp;

@@ -1,0 +1,302 @@
+//! Every message there is, at random.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use protocol::job::{Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Scheduler};
+use protocol::message::{
+    BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
+    PeerHello, Phase, Role, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+};
+use protocol::plan::{Band, Digest, Geometry, Member, Plan};
+use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
+use std::net::{IpAddr, SocketAddr};
+
+fn text() -> impl Strategy<Value = String> {
+    any::<String>()
+}
+
+fn run_id() -> impl Strategy<Value = RunId> {
+    any::<(u64, u32)>().prop_map(|(job, epoch)| RunId { job: JobId(job), epoch: Epoch(epoch) })
+}
+
+fn address() -> impl Strategy<Value = SocketAddr> {
+    any::<(IpAddr, u16)>().prop_map(SocketAddr::from)
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    let kinds = prop::sample::select(vec![
+        FaultKind::InvalidRequest,
+        FaultKind::VersionMismatch,
+        FaultKind::ModelMismatch,
+        FaultKind::PeerLost,
+        FaultKind::Cancelled,
+        FaultKind::ShuttingDown,
+    ]);
+    (kinds, option::of(any::<u16>()), option::of(any::<u32>()), text()).prop_map(
+        |(kind, rank, call, cause)| Fault {
+            kind,
+            rank: rank.map(Rank),
+            call: call.map(Call),
+            cause,
+        },
+    )
+}
+
+fn scheduler() -> impl Strategy<Value = Scheduler> {
+    prop::sample::select(Scheduler::ALL)
+}
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    prop::sample::select(Dtype::ALL)
+}
+
+fn policy() -> impl Strategy<Value = (Scheduler, Mode, GnVariance, u32)> {
+    let modes = prop::sample::select(Mode::ALL);
+    (scheduler(), modes, prop::sample::select(GnVariance::ALL), any::<u32>())
+}
+
+fn spec() -> impl Strategy<Value = JobSpec> {
+    let size = any::<(u32, u32, u32)>();
+    (text(), option::of(text()), size, any::<u64>(), -1e3_f32..1e3, policy()).prop_map(
+        |(prompt, negative, (width, height, steps), seed, guidance, policy)| {
+            let (scheduler, mode, gn_variance, warmup) = policy;
+            JobSpec {
+                prompt,
+                negative,
+                width,
+                height,
+                steps,
+                guidance,
+                seed,
+                scheduler,
+                warmup,
+                mode,
+                gn_variance,
+            }
+        },
+    )
+}
+
+fn request() -> impl Strategy<Value = JobRequest> {
+    let wishes = (option::of(dtype()), option::of(text()), option::of(any::<u16>()));
+    (spec(), any::<bool>(), any::<bool>(), wishes).prop_map(
+        |(spec, given, stream_latents, (dtype, model, workers))| JobRequest {
+            prompt: spec.prompt,
+            negative: spec.negative,
+            width: given.then_some(spec.width),
+            height: given.then_some(spec.height),
+            steps: given.then_some(spec.steps),
+            guidance: given.then_some(spec.guidance),
+            seed: given.then_some(spec.seed),
+            scheduler: given.then_some(spec.scheduler),
+            warmup: spec.warmup,
+            mode: spec.mode,
+            gn_variance: spec.gn_variance,
+            dtype,
+            model,
+            workers,
+            stream_latents,
+        },
+    )
+}
+
+fn card() -> impl Strategy<Value = ModelCard> {
+    let sizes = any::<(u32, u32, u32, (u32, u32), u64)>();
+    (text(), text(), text(), dtype(), scheduler(), sizes).prop_map(
+        |(name, digest, family, dtype, scheduler, sizes)| {
+            let (latent_channels, vae_factor, row_unit, native, weight_bytes) = sizes;
+            ModelCard {
+                name,
+                digest,
+                family,
+                dtype,
+                latent_channels,
+                vae_factor,
+                row_unit,
+                native,
+                scheduler,
+                guidance: 5.0,
+                weight_bytes,
+            }
+        },
+    )
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    (any::<(u64, u32, u32)>(), text(), address()).prop_map(
+        |((worker, top, rows), name, address)| Member {
+            worker: WorkerId(worker),
+            name,
+            address,
+            band: Band { top, rows },
+        },
+    )
+}
+
+fn geometry() -> impl Strategy<Value = Geometry> {
+    any::<(u32, u32, u32, u32, u32)>().prop_map(
+        |(rows, columns, channels, row_unit, vae_factor)| Geometry {
+            rows,
+            columns,
+            channels,
+            row_unit,
+            vae_factor,
+        },
+    )
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    (run_id(), spec(), geometry(), vec(member(), 0..5))
+        .prop_map(|(run, spec, geometry, members)| Plan { run, spec, geometry, members })
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    prop::sample::select(vec![Phase::TextEncoding, Phase::Denoising, Phase::Decoding])
+}
+
+pub(crate) fn hello() -> impl Strategy<Value = Hello> {
+    let numbers = any::<(u16, u64)>();
+    let join = (text(), address(), card(), numbers, text()).prop_map(
+        |(name, listen, model, (threads, resident_bytes), kernels)| {
+            Role::Worker(Box::new(Join { name, listen, model, threads, kernels, resident_bytes }))
+        },
+    );
+    let role = prop_oneof![Just(Role::Client), join];
+    (any::<u16>(), text(), role).prop_map(|(wire, release, role)| Hello { wire, release, role })
+}
+
+pub(crate) fn greeting() -> impl Strategy<Value = Greeting> {
+    prop_oneof![
+        any::<(u64, u32)>().prop_map(|(worker, lease_ms)| Greeting::Welcome {
+            worker: WorkerId(worker),
+            lease_ms
+        }),
+        fault().prop_map(Greeting::Refused),
+    ]
+}
+
+pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
+    let stepped = (run_id(), any::<(u32, u32, u64, u64, u64)>()).prop_map(|(run, numbers)| {
+        let (call, calls, took_us, waited_us, posted_bytes) = numbers;
+        ToCoordinator::Stepped { run, call, calls, took_us, waited_us, posted_bytes }
+    });
+    let decoded = (run_id(), any::<(u64, u64)>())
+        .prop_map(|(run, (took_us, waited_us))| ToCoordinator::Decoded { run, took_us, waited_us });
+    prop_oneof![
+        any::<u64>().prop_map(|resident_bytes| ToCoordinator::Alive { resident_bytes }),
+        (run_id(), text()).prop_map(|(run, text)| ToCoordinator::Notice { run, text }),
+        (run_id(), phase()).prop_map(|(run, phase)| ToCoordinator::Entered { run, phase }),
+        stepped,
+        decoded,
+        (run_id(), fault()).prop_map(|(run, fault)| ToCoordinator::Failed { run, fault }),
+        run_id().prop_map(|run| ToCoordinator::Aborted { run }),
+    ]
+}
+
+pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
+    prop_oneof![
+        (plan(), any::<u16>())
+            .prop_map(|(plan, rank)| ToWorker::Start { plan: Box::new(plan), rank: Rank(rank) }),
+        (run_id(), fault()).prop_map(|(run, fault)| ToWorker::Abort { run, fault }),
+        Just(ToWorker::Shutdown),
+    ]
+}
+
+pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
+    prop_oneof![
+        request().prop_map(|request| FromClient::Submit(Box::new(request))),
+        Just(FromClient::Status),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let bands = vec((any::<(u16, u32, u32)>(), text()), 0..4).prop_map(|bands| {
+        let view = |((rank, top, rows), worker)| BandView { rank, worker, top, rows };
+        bands.into_iter().map(view).collect::<Vec<_>>()
+    });
+    let waits = vec((any::<(u16, u64)>(), text()), 0..4).prop_map(|waits| {
+        let view =
+            |((rank, posted_bytes), worker)| WaitView { rank, worker, seconds: 0.5, posted_bytes };
+        waits.into_iter().map(view).collect::<Vec<_>>()
+    });
+    prop_oneof![
+        any::<(u32, u32, u32)>().prop_map(|(ahead, workers, wanted)| Event::Queued {
+            ahead,
+            workers,
+            wanted
+        }),
+        (spec(), text(), geometry(), bands).prop_map(|(spec, model, geometry, bands)| {
+            Event::Started { spec: Box::new(spec), model, geometry, bands }
+        }),
+        text().prop_map(|text| Event::Notice { text }),
+        phase().prop_map(|phase| Event::Phase { phase }),
+        any::<(u32, u32)>().prop_map(|(call, calls)| Event::Step {
+            call,
+            calls,
+            seconds: 1.5,
+            waited: 0.25
+        }),
+        waits.prop_map(|waits| Event::Finished { seconds_per_step: 1.0, seconds: 9.0, waits }),
+        fault().prop_map(|fault| Event::Failed { fault }),
+    ]
+}
+
+fn cluster() -> impl Strategy<Value = ClusterView> {
+    let busy = option::of(any::<(u64, u16)>().prop_map(|(job, rank)| (JobId(job), Rank(rank))));
+    let worker = (any::<(u64, u16, u64)>(), text(), address(), busy).prop_map(
+        |((id, threads, resident_bytes), name, address, busy)| WorkerView {
+            id: WorkerId(id),
+            kernels: name.clone(),
+            name,
+            address,
+            threads,
+            resident_bytes,
+            busy,
+        },
+    );
+    let job = (any::<u64>(), text(), option::of(any::<(u32, u32)>()))
+        .prop_map(|(id, prompt, progress)| JobView { id: JobId(id), prompt, progress });
+    (text(), any::<u64>(), option::of(card()), vec(worker, 0..4), vec(job, 0..4)).prop_map(
+        |(release, up_seconds, model, workers, jobs)| ClusterView {
+            release,
+            up_seconds,
+            model,
+            workers,
+            jobs,
+        },
+    )
+}
+
+pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
+    prop_oneof![
+        any::<(u64, u32)>().prop_map(|(job, ahead)| ToClient::Accepted { job: JobId(job), ahead }),
+        fault().prop_map(ToClient::Refused),
+        (any::<u64>(), event()).prop_map(|(job, event)| ToClient::Event { job: JobId(job), event }),
+        cluster().prop_map(|cluster| ToClient::Cluster(Box::new(cluster))),
+    ]
+}
+
+pub(crate) fn peer_hello() -> impl Strategy<Value = PeerHello> {
+    (any::<(u16, u16, u16)>(), run_id(), any::<[u8; 32]>()).prop_map(
+        |((wire, from, to), run, digest)| PeerHello {
+            wire,
+            run,
+            from: Rank(from),
+            to: Rank(to),
+            digest: Digest(digest),
+        },
+    )
+}
+
+pub(crate) fn peer_answer() -> impl Strategy<Value = PeerAnswer> {
+    prop_oneof![Just(PeerAnswer::Welcome), fault().prop_map(PeerAnswer::Refused)]
+}
+
+pub(crate) fn data_head() -> impl Strategy<Value = DataHead> {
+    any::<(u32, u16, u32)>().prop_map(|(epoch, site, call)| DataHead {
+        epoch: Epoch(epoch),
+        site: Site(site),
+        call: Call(call),
+    })
+}
