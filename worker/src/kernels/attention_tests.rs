@@ -1,0 +1,99 @@
+//! Attention against plain loops, and against itself in parts.
+
+use proptest::prelude::*;
+
+use super::reference::{self, assert_close, assert_same, values, with_threads};
+use super::{Heads, Isa, Strided, attention};
+
+/// Queries, and keys and values interleaved in one tensor.
+struct Inputs {
+    q: Vec<f32>,
+    kv: Vec<f32>,
+    inner: usize,
+}
+
+impl Inputs {
+    /// Scores grow with `spread`, and with them the differences between the weights.
+    fn new(seed: u64, h: &Heads, spread: f32) -> Self {
+        let inner = h.heads * h.head_dim;
+        let mut q = values(seed, h.batch * h.queries * inner);
+        q.iter_mut().for_each(|x| *x *= spread);
+        Self { q, kv: values(seed ^ 1, h.batch * h.keys * 2 * inner), inner }
+    }
+
+    fn keys(&self) -> Strided<'_> {
+        Strided { values: &self.kv, row_stride: 2 * self.inner }
+    }
+
+    fn values(&self) -> Strided<'_> {
+        Strided { values: &self.kv[self.inner..], row_stride: 2 * self.inner }
+    }
+
+    fn attend(&self, isa: Isa, q: &[f32], h: &Heads) -> Vec<f32> {
+        let mut out = vec![f32::NAN; q.len()];
+        attention(isa, &mut out, q, self.keys(), self.values(), h);
+        out
+    }
+}
+
+fn head_dims() -> impl Strategy<Value = usize> {
+    prop_oneof![4..100_usize, Just(40), Just(64), Just(80), Just(160), Just(512)]
+}
+
+fn key_counts() -> impl Strategy<Value = usize> {
+    prop_oneof![1..200_usize, Just(77), 330..350_usize]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn attention_is_a_weighted_mean(
+        (batch, heads, head_dim) in (1..3_usize, 1..4_usize, head_dims()),
+        (queries, keys) in (1..50_usize, key_counts()),
+        spread in prop_oneof![Just(1.0_f32), Just(60.0)],
+        seed in any::<u64>(),
+    ) {
+        let h = Heads { batch, heads, head_dim, queries, keys, causal: false };
+        let inputs = Inputs::new(seed, &h, spread);
+        let want = reference::attention(&inputs.q, inputs.keys(), inputs.values(), &h);
+        let tolerance = 1e-6 + 5e-7 * f64::from(spread);
+        for isa in Isa::available() {
+            assert_close(&inputs.attend(isa, &inputs.q, &h), &want, tolerance, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn a_causal_query_sees_what_came_before(
+        (batch, heads, head_dim) in (1..3_usize, 1..4_usize, 4..80_usize),
+        tokens in prop_oneof![1..100_usize, Just(77), 170..180_usize],
+        seed in any::<u64>(),
+    ) {
+        let h = Heads { batch, heads, head_dim, queries: tokens, keys: tokens, causal: true };
+        let inputs = Inputs::new(seed, &h, 1.0);
+        let want = reference::attention(&inputs.q, inputs.keys(), inputs.values(), &h);
+        for isa in Isa::available() {
+            assert_close(&inputs.attend(isa, &inputs.q, &h), &want, 2e-6, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn a_query_does_not_depend_on_the_others(
+        (heads, head_dim) in (1..4_usize, head_dims()),
+        (queries, keys) in (2..400_usize, key_counts()),
+        (a, b) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        threads in 1..5_usize,
+        seed in any::<u64>(),
+    ) {
+        let h = Heads { batch: 1, heads, head_dim, queries, keys, causal: false };
+        let inputs = Inputs::new(seed, &h, 4.0);
+        let (a, b) = (a.index(queries), b.index(queries));
+        let part = a.min(b) * inputs.inner..(a.max(b) + 1) * inputs.inner;
+        let few = Heads { queries: part.len() / inputs.inner, ..h };
+        for isa in Isa::available() {
+            let whole = with_threads(threads, || inputs.attend(isa, &inputs.q, &h));
+            let few = inputs.attend(isa, &inputs.q[part.clone()], &few);
+            assert_same(&whole[part.clone()], &few, &isa.to_string());
+        }
+    }
+}

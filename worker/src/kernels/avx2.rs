@@ -1,0 +1,150 @@
+//! 256-bit vectors with fused multiply-add.
+#![expect(unsafe_code, reason = "vector instructions, on a machine known to have them")]
+#![expect(
+    clippy::wildcard_imports,
+    reason = "the instructions of one set are named by their prefix"
+)]
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::simd::{Kernel, Simd};
+use super::tile::{Tile, by_rows, multiply};
+
+/// AVX2, FMA and F16C. A value exists only where the machine has all three.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(());
+
+impl Avx2 {
+    /// Runs `kernel`, compiled for these instructions.
+    ///
+    /// # Safety
+    /// The machine has them.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+        kernel.run(Self(()));
+    }
+}
+
+/// Methods of one instruction each.
+macro_rules! instructions {
+    ($($name:ident($($x:ident),+) $body:expr;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($x: Self::V),+) -> Self::V {
+            // SAFETY: `self` exists, so the machine has the instruction.
+            unsafe { $body }
+        }
+    )+};
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const ROWS: usize = 6;
+    const WIDTH: usize = 16;
+
+    instructions! {
+        add(a, b) _mm256_add_ps(a, b);
+        sub(a, b) _mm256_sub_ps(a, b);
+        mul(a, b) _mm256_mul_ps(a, b);
+        div(a, b) _mm256_div_ps(a, b);
+        max(a, b) _mm256_max_ps(a, b);
+        min(a, b) _mm256_min_ps(a, b);
+        fma(a, b, c) _mm256_fmadd_ps(a, b, c);
+        round(x) _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+        power_of_two(n) _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(
+            _mm256_cvtps_epi32(n),
+            _mm256_set1_epi32(127),
+        )));
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> __m256 {
+        // SAFETY: the caller promises eight readable values.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: __m256) {
+        // SAFETY: the caller promises room for eight values.
+        unsafe { _mm256_storeu_ps(to, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> __m256 {
+        // SAFETY: the caller promises eight readable values.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> __m256 {
+        // SAFETY: the caller promises eight readable values. A bf16 is the upper half of an f32.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, row: impl Fn(usize) -> *const f32, to: *mut f32, pitch: usize) {
+        let mut quads = [[self.splat(0.0); 4]; 2];
+        for (g, quad) in quads.iter_mut().enumerate() {
+            // SAFETY: the caller promises eight readable values in each row.
+            unsafe {
+                let (a, b) = (self.load(row(4 * g)), self.load(row(4 * g + 1)));
+                let (c, d) = (self.load(row(4 * g + 2)), self.load(row(4 * g + 3)));
+                *quad = turn_quad(a, b, c, d);
+            }
+        }
+        let [top, bottom] = quads;
+        for c in 0..4 {
+            // SAFETY: the caller promises room for eight values in each row of `to`.
+            unsafe {
+                let column = _mm256_permute2f128_ps::<0x20>(top[c], bottom[c]);
+                self.store(to.add(c * pitch), column);
+            }
+        }
+        for c in 0..4 {
+            // SAFETY: as above.
+            unsafe {
+                let column = _mm256_permute2f128_ps::<0x31>(top[c], bottom[c]);
+                self.store(to.add((4 + c) * pitch), column);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, rows: usize, tile: &Tile) {
+        by_rows!(rows, tile, height, 1 2 3 4 5 6);
+    }
+}
+
+/// Turns four rows into four columns of each half: half `h` of result `c` is column `4 * h + c`
+/// of the rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn turn_quad(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
+    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+    let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+    [
+        _mm256_shuffle_ps::<0x44>(ab, cd),
+        _mm256_shuffle_ps::<0xee>(ab, cd),
+        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+    ]
+}
+
+/// # Safety
+/// As [`Tile`] says, on a machine with the instructions.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn height<const M: usize>(tile: &Tile) {
+    // SAFETY: the caller keeps the promises of `Tile`.
+    unsafe { multiply::<Avx2, M, 2>(Avx2(()), tile) }
+}

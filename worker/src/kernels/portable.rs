@@ -1,0 +1,129 @@
+//! Plain loops: the vectors of a machine about which nothing is known.
+#![expect(unsafe_code, reason = "loads and stores through pointers, whose bounds the caller knows")]
+
+use std::array;
+
+use half::{bf16, f16};
+
+use super::simd::Simd;
+use super::tile::{Tile, by_rows, multiply};
+
+const LANES: usize = 8;
+
+/// Eight values at a time, in whatever registers the compiler finds.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const LANES: usize = LANES;
+    const ROWS: usize = 4;
+    const WIDTH: usize = LANES;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Not `mul_add`, which is a function call where the baseline lacks the instruction.
+        array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn round(self, x: Self::V) -> Self::V {
+        // Adding 1.5 * 2^23 leaves no room for a fraction; exact for the exponents met here.
+        const SHIFT: f32 = 12_582_912.0;
+        x.map(|x| (x + SHIFT) - SHIFT)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "whole numbers from -126 to 127")]
+    fn power_of_two(self, n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits(((n as i32 + 127) << 23).cast_unsigned()))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> Self::V {
+        // SAFETY: the caller promises `LANES` readable values; an array may stand anywhere.
+        unsafe { from.cast::<Self::V>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: Self::V) {
+        // SAFETY: the caller promises room for `LANES` values.
+        unsafe { to.cast::<Self::V>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const f16) -> Self::V {
+        // SAFETY: the caller promises `LANES` readable values.
+        unsafe { from.cast::<[f16; LANES]>().read_unaligned() }.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::V {
+        // SAFETY: the caller promises `LANES` readable values.
+        unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }.map(bf16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, row: impl Fn(usize) -> *const f32, to: *mut f32, pitch: usize) {
+        // SAFETY: the caller promises `LANES` readable values in each row.
+        let rows: [Self::V; LANES] = array::from_fn(|i| unsafe { self.load(row(i)) });
+        for k in 0..LANES {
+            let column = rows.map(|row| row[k]);
+            // SAFETY: and `LANES` writable ones in each row of `to`.
+            unsafe { self.store(to.add(k * pitch), column) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(self, rows: usize, tile: &Tile) {
+        // SAFETY: the caller keeps the promises of `Tile`.
+        by_rows!(rows, tile, height, 1 2 3 4);
+    }
+}
+
+/// # Safety
+/// As [`Tile`] says.
+unsafe fn height<const M: usize>(tile: &Tile) {
+    // SAFETY: the caller keeps the promises of `Tile`.
+    unsafe { multiply::<Portable, M, 1>(Portable, tile) }
+}

@@ -1,0 +1,177 @@
+//! Linear layers and convolutions against plain loops, and against themselves in parts.
+
+use proptest::prelude::*;
+
+use super::reference::{
+    Type, Weight, activate, assert_close, assert_same, finish, product, taps, values, with_threads,
+};
+use super::{Activation, Band, Conv, Epilogue, Isa, Packed, Stored, conv2d, geglu, linear};
+
+fn types() -> impl Strategy<Value = Type> {
+    prop_oneof![Just(Type::F32), Just(Type::F16), Just(Type::Bf16)]
+}
+
+fn activations() -> impl Strategy<Value = Activation> {
+    use Activation::{Gelu, None, QuickGelu, Silu};
+    prop_oneof![Just(None), Just(Silu), Just(Gelu), Just(QuickGelu)]
+}
+
+fn run_linear(isa: Isa, x: &[f32], w: &Packed, epilogue: &Epilogue<'_>) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.len() / w.depth() * w.outputs()];
+    linear(isa, &mut out, x, w, epilogue);
+    out
+}
+
+fn run_conv(isa: Isa, x: &Band<'_>, w: &Conv, epilogue: &Epilogue<'_>) -> Vec<f32> {
+    let pixels = x.batch * w.output_length(x.rows) * w.output_length(x.width);
+    let mut out = vec![f32::NAN; pixels * w.outputs()];
+    conv2d(isa, &mut out, x, w, epilogue);
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn linear_is_a_product_and_its_epilogue(
+        (rows_each, batch, outputs, depth) in (1..40_usize, 1..4_usize, 1..100_usize, 1..600_usize),
+        (ty, activation) in (types(), activations()),
+        (biases, residual) in (0..3_usize, any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let rows = rows_each * batch;
+        let x = values(seed, rows * depth);
+        let weight = Weight::new(ty, &values(seed ^ 1, outputs * depth));
+        let bias = values(seed ^ 2, outputs * [0, 1, batch][biases]);
+        let added = values(seed ^ 3, rows * outputs);
+        let epilogue = Epilogue {
+            bias: (biases > 0).then_some(&bias),
+            activation,
+            residual: residual.then_some(&added),
+        };
+        let want = finish(&product(&x, &weight.rounded(), depth), outputs, &epilogue);
+        let packed = Packed::pack(weight.stored(), outputs, depth);
+        for isa in Isa::available() {
+            assert_close(&run_linear(isa, &x, &packed, &epilogue), &want, 2e-6, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_others(
+        (rows, outputs, depth) in (2..400_usize, 1..200_usize, 1..600_usize),
+        (a, b) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        threads in 1..5_usize,
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, rows * depth);
+        let weight = values(seed ^ 1, outputs * depth);
+        let packed = Packed::pack(Stored::F32(&weight), outputs, depth);
+        let (a, b) = (a.index(rows), b.index(rows));
+        let part = a.min(b)..a.max(b) + 1;
+        for isa in Isa::available() {
+            let whole = with_threads(threads, || run_linear(isa, &x, &packed, &Epilogue::default()));
+            let few = &x[part.start * depth..part.end * depth];
+            let few = run_linear(isa, few, &packed, &Epilogue::default());
+            let of_whole = &whole[part.start * outputs..part.end * outputs];
+            assert_same(of_whole, &few, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn geglu_gates_hidden_columns(
+        (rows, inner, depth) in (1..40_usize, 1..100_usize, 1..300_usize),
+        (ty, biased) in (types(), any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, rows * depth);
+        let weight = Weight::new(ty, &values(seed ^ 1, 2 * inner * depth));
+        let bias = values(seed ^ 2, 2 * inner);
+        let bias = biased.then_some(&bias[..]);
+        let epilogue = Epilogue { bias, ..Epilogue::default() };
+        let both = finish(&product(&x, &weight.rounded(), depth), 2 * inner, &epilogue);
+        let gate = |both: &[f64]| -> Vec<f64> {
+            let (hidden, gate) = both.split_at(inner);
+            hidden.iter().zip(gate).map(|(h, g)| h * activate(Activation::Gelu, *g)).collect()
+        };
+        let want: Vec<f64> = both.chunks_exact(2 * inner).flat_map(gate).collect();
+        let packed = Packed::pack_geglu(weight.stored(), inner, depth);
+        for isa in Isa::available() {
+            let mut out = vec![f32::NAN; rows * inner];
+            geglu(isa, &mut out, &x, &packed, bias);
+            assert_close(&out, &want, 2e-6, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn conv_is_a_product_with_what_lies_around_each_pixel(
+        (batch, rows, width) in (1..3_usize, 1..12_usize, 1..12_usize),
+        (inputs, outputs) in (1..40_usize, 1..70_usize),
+        (kernel, stride) in (prop_oneof![Just(1_usize), Just(3)], 1..3_usize),
+        (ty, activation, residual) in (types(), activations(), any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, batch * rows * width * inputs);
+        let depth = inputs * kernel * kernel;
+        let weight = Weight::new(ty, &values(seed ^ 1, outputs * depth));
+        let bias = values(seed ^ 2, batch * outputs);
+        let gathered = taps(&x, [batch, rows, width, inputs], kernel, stride);
+        let added = values(seed ^ 3, gathered.len() / depth * outputs);
+        let epilogue =
+            Epilogue { bias: Some(&bias), activation, residual: residual.then_some(&added) };
+        let want = finish(&product(&gathered, &weight.rounded(), depth), outputs, &epilogue);
+        let conv = Conv::pack(weight.stored(), [outputs, inputs, kernel, kernel], stride);
+        let band = Band { batch, rows, width, channels: inputs, body: &x, above: &[], below: &[] };
+        for isa in Isa::available() {
+            assert_close(&run_conv(isa, &band, &conv, &epilogue), &want, 2e-6, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn a_band_comes_out_as_from_the_whole_image(
+        (batch, width, inputs, outputs) in (1..3_usize, 1..20_usize, 1..100_usize, 1..70_usize),
+        (pairs_above, pairs, pairs_below) in (0..4_usize, 1..5_usize, 0..4_usize),
+        (kernel, stride) in (prop_oneof![Just(1_usize), Just(3)], 1..3_usize),
+        threads in 1..4_usize,
+        seed in any::<u64>(),
+    ) {
+        let [above, rows, below] = [2 * pairs_above, 2 * pairs, 2 * pairs_below];
+        let height = above + rows + below;
+        let x = values(seed, batch * height * width * inputs);
+        let weight = values(seed ^ 1, outputs * inputs * kernel * kernel);
+        let conv = Conv::pack(Stored::F32(&weight), [outputs, inputs, kernel, kernel], stride);
+        let cut = |values: &[f32], height: usize, row: usize, rows: std::ops::Range<usize>| {
+            let images = values.chunks_exact(height * row);
+            images.flat_map(|x| x[rows.start * row..rows.end * row].to_vec()).collect::<Vec<_>>()
+        };
+        let pad = kernel / 2;
+        let take = |rows| cut(&x, height, width * inputs, rows);
+        let body = take(above..above + rows);
+        let before = if above > 0 { take(above - pad..above) } else { Vec::new() };
+        let end = above + rows;
+        let after = if below > 0 { take(end..end + pad) } else { Vec::new() };
+        let channels = inputs;
+        let whole = Band { batch, rows: height, width, channels, body: &x, above: &[], below: &[] };
+        let band = Band { batch, rows, width, channels, body: &body, above: &before, below: &after };
+        for isa in Isa::available() {
+            let epilogue = Epilogue::default();
+            let whole = with_threads(threads, || run_conv(isa, &whole, &conv, &epilogue));
+            let row = conv.output_length(width) * outputs;
+            let want = cut(&whole, height / stride, row, above / stride..end / stride);
+            assert_same(&run_conv(isa, &band, &conv, &epilogue), &want, &isa.to_string());
+        }
+    }
+}
+
+#[test]
+fn weights_keep_their_stored_type() {
+    let weight = Weight::new(Type::F16, &values(1, 64 * 100));
+    assert_eq!(Packed::pack(weight.stored(), 64, 100).bytes(), 2 * 64 * 100);
+}
+
+#[test]
+fn no_rows_are_no_work() {
+    let packed = Packed::pack(Stored::F32(&[1.0; 12]), 3, 4);
+    for isa in Isa::available() {
+        assert!(run_linear(isa, &[], &packed, &Epilogue::default()).is_empty());
+    }
+}

@@ -1,0 +1,121 @@
+//! A vector of lanes: what the kernels are written over.
+#![expect(unsafe_code, reason = "loads and stores through pointers, whose bounds the caller knows")]
+
+use half::{bf16, f16};
+
+use super::tile::Tile;
+
+/// Work that is compiled once for each instruction set.
+pub(super) trait Kernel {
+    /// Does the work with the vectors `s`. Implementations must be `#[inline(always)]`: only what
+    /// is inlined into the entry of an instruction set is compiled for it.
+    fn run<S: Simd>(self, s: S);
+}
+
+/// The vector instructions of one instruction set.
+///
+/// A value of the implementing type exists only where the machine has the instructions; that is
+/// what makes the arithmetic safe to call.
+pub(super) trait Simd: Copy {
+    /// `LANES` values.
+    type V: Copy;
+    /// Values in a vector, at most [`MAX_LANES`].
+    const LANES: usize;
+    /// Rows in a tile of the product, at most [`MAX_ROWS`].
+    const ROWS: usize;
+    /// Columns in a tile of the product: a multiple of `LANES` that divides
+    /// [`PANEL`](super::packed::PANEL).
+    const WIDTH: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The nearest whole numbers.
+    fn round(self, x: Self::V) -> Self::V;
+    /// `2^n` for whole numbers `n` from -126 to 127.
+    fn power_of_two(self, n: Self::V) -> Self::V;
+
+    /// # Safety
+    /// `from` is readable for `LANES` values.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    /// # Safety
+    /// `to` is writable for `LANES` values.
+    unsafe fn store(self, to: *mut f32, x: Self::V);
+    /// # Safety
+    /// `from` is readable for `LANES` values.
+    unsafe fn load_f16(self, from: *const f16) -> Self::V;
+    /// # Safety
+    /// `from` is readable for `LANES` values.
+    unsafe fn load_bf16(self, from: *const bf16) -> Self::V;
+
+    /// Transposes `LANES` rows of `LANES` values: value `k` of `row(i)` becomes value `i` of the
+    /// row `to + k * pitch`. Rows are written in order, so those of a pitch below `LANES` overlap
+    /// and keep their first `pitch` values.
+    ///
+    /// # Safety
+    /// Every `row(i)` is readable, and every row of `to` writable, for `LANES` values.
+    unsafe fn transpose(self, row: impl Fn(usize) -> *const f32, to: *mut f32, pitch: usize);
+
+    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`.
+    ///
+    /// # Safety
+    /// As [`Tile`] says.
+    unsafe fn multiply(self, rows: usize, tile: &Tile);
+
+    /// The first `LANES` values of `from`.
+    #[inline(always)]
+    fn read(self, from: &[f32]) -> Self::V {
+        assert!(from.len() >= Self::LANES, "a vector is read whole");
+        // SAFETY: the slice holds `LANES` values.
+        unsafe { self.load(from.as_ptr()) }
+    }
+
+    /// Writes `x` over the first `LANES` values of `to`.
+    #[inline(always)]
+    fn write(self, to: &mut [f32], x: Self::V) {
+        assert!(to.len() >= Self::LANES, "a vector is written whole");
+        // SAFETY: the slice holds `LANES` values.
+        unsafe { self.store(to.as_mut_ptr(), x) }
+    }
+
+    /// The first `LANES` values of `from`, or all it has with zeros after them.
+    #[inline(always)]
+    fn read_some(self, from: &[f32]) -> Self::V {
+        if from.len() >= Self::LANES {
+            return self.read(from);
+        }
+        let mut values = [0.0; MAX_LANES];
+        values[..from.len()].copy_from_slice(from);
+        self.read(&values)
+    }
+
+    /// Writes as much of `x` as `to` has room for.
+    #[inline(always)]
+    fn write_some(self, to: &mut [f32], x: Self::V) {
+        if to.len() >= Self::LANES {
+            return self.write(to, x);
+        }
+        let mut values = [0.0; MAX_LANES];
+        self.write(&mut values, x);
+        to.copy_from_slice(&values[..to.len()]);
+    }
+
+    /// The sum of the lanes.
+    #[inline(always)]
+    fn sum(self, x: Self::V) -> f32 {
+        let mut values = [0.0; MAX_LANES];
+        self.write(&mut values, x);
+        values.iter().sum()
+    }
+}
+
+/// The most lanes a vector has.
+pub(super) const MAX_LANES: usize = 16;
+/// The most rows a tile has.
+pub(super) const MAX_ROWS: usize = 14;
