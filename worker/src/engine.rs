@@ -1,0 +1,138 @@
+//! The denoising engine: one compute thread, one device, one run at a time.
+//!
+//! The thread never touches the async runtime: it takes runs from a channel, exchanges with its
+//! peers through links, and says what happened through another channel.
+
+pub mod guidance;
+pub mod run;
+
+use crate::kernels::Isa;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::files::ModelFiles;
+use bytes::Bytes;
+use protocol::job::{Dtype, ModelCard};
+use protocol::message::ToCoordinator;
+use protocol::plan::{Plan, SiteSpec};
+use protocol::transport::Link;
+use protocol::{Fault, Rank};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+
+/// One run, as given to the compute thread.
+#[derive(Debug)]
+pub struct Run {
+    /// Who renders what.
+    pub plan: Plan,
+    /// Which of the plan's ranks this is.
+    pub rank: Rank,
+    /// A link to every other rank.
+    pub links: Vec<(Rank, Box<dyn Link>)>,
+    /// A fault sent here ends the run at its next wait or call.
+    pub cancel: oneshot::Receiver<Fault>,
+    /// Where the run's messages and their payloads go. The last one is exactly one of `Decoded`,
+    /// `Failed` and `Aborted`.
+    pub out: async_mpsc::UnboundedSender<(ToCoordinator, Bytes)>,
+}
+
+/// What an engine is started with.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// The checkpoint's folder. None: the built-in model.
+    pub model: Option<PathBuf>,
+    /// The type weights are held in.
+    pub dtype: Dtype,
+    /// Compute threads.
+    pub threads: NonZeroUsize,
+}
+
+/// Why an engine could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The checkpoint cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] crate::model::Error),
+    /// The kernels asked for cannot be had.
+    #[error(transparent)]
+    Kernels(#[from] crate::kernels::IsaError),
+    /// The threads cannot be had.
+    #[error("cannot start {threads} compute threads: {cause}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+/// A loaded model and the thread that runs it.
+#[derive(Debug)]
+pub struct Engine {
+    checkpoint: Arc<Checkpoint>,
+    isa: Isa,
+    runs: mpsc::Sender<Run>,
+}
+
+impl Engine {
+    /// Loads a checkpoint and starts the compute thread.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be loaded or threads cannot be started.
+    pub fn load(options: &EngineOptions) -> Result<Self, EngineError> {
+        let isa = Isa::resolve()?;
+        let threads = options.threads.get();
+        let refused = |cause: String| EngineError::Threads { threads, cause };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()
+            .map_err(|error| refused(error.to_string()))?;
+        let files = options.model.clone().map_or(ModelFiles::Builtin, ModelFiles::Folder);
+        let checkpoint = Arc::new(pool.install(|| Checkpoint::load(&files, options.dtype))?);
+        let (runs, queue) = mpsc::channel::<Run>();
+        let model = Arc::clone(&checkpoint);
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || {
+                while let Ok(run) = queue.recv() {
+                    pool.install(|| run::render(&model, run));
+                }
+            })
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Self { checkpoint, isa, runs })
+    }
+
+    /// What others need to know of the model.
+    #[must_use]
+    pub fn card(&self) -> &ModelCard {
+        self.checkpoint.card()
+    }
+
+    /// The model's exchange points.
+    #[must_use]
+    pub fn sites(&self) -> &[SiteSpec] {
+        self.checkpoint.sites()
+    }
+
+    /// The loaded model.
+    #[must_use]
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The instruction set the kernels run on.
+    #[must_use]
+    pub fn kernels(&self) -> String {
+        self.isa.to_string()
+    }
+
+    /// Queues a run to the compute thread.
+    ///
+    /// # Panics
+    /// If the compute thread is gone: it ends only with the engine.
+    pub fn render(&self, run: Run) {
+        self.runs.send(run).expect("the compute thread lives as long as the engine");
+    }
+}

@@ -1,0 +1,285 @@
+//! One rank's part of one image.
+
+use super::Run;
+use super::guidance::guide;
+use crate::model::checkpoint::{Checkpoint, TextEmbedding};
+use crate::model::exchange::{Dense, Exchange};
+use crate::model::nn::{tensor, view};
+use crate::model::noise::TorchGenerator;
+use crate::model::scheduler::Scheduler;
+use crate::model::unet::Conditioning;
+use crate::model::{Error, Result};
+use crate::parallel::{Displaced, Mesh, Synchronous};
+use bytes::Bytes;
+use candle_core::Tensor;
+use protocol::job::{JobSpec, Mode};
+use protocol::message::{Phase, ToCoordinator};
+use protocol::plan::{Band, Geometry, Plan};
+use protocol::{Call, Fault, FaultKind, Rank, RunId};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Renders this rank's band and says so; ends with exactly one of `Decoded`, `Failed`, `Aborted`.
+pub fn render(checkpoint: &Checkpoint, run: Run) {
+    let Run { plan, rank, links, cancel, out } = run;
+    let said = Said { run: plan.run, out };
+    let mesh = Mesh::new(&plan, checkpoint.sites(), rank, links, cancel);
+    let rendered = mesh.map_err(Error::Exchange).and_then(|mesh| {
+        let mut band = BandRun::new(checkpoint, &plan, rank, mesh, &said)?;
+        band.encode()
+            .and_then(|conditioning| {
+                band.denoise(&conditioning)?;
+                band.decode()
+            })
+            .map_err(|error| band.locate(error))
+    });
+    match rendered {
+        Ok(()) => {}
+        Err(Error::Exchange(fault)) if fault.kind == FaultKind::Cancelled => {
+            said.say(ToCoordinator::Aborted { run: plan.run }, Bytes::new());
+        }
+        Err(error) => {
+            let fault = fault(error, rank);
+            said.say(ToCoordinator::Failed { run: plan.run, fault }, Bytes::new());
+        }
+    }
+}
+
+fn fault(error: Error, rank: Rank) -> Fault {
+    let mut fault = match error {
+        Error::Exchange(fault) => fault,
+        Error::Checkpoint(cause) => Fault::new(FaultKind::Compute, cause),
+        Error::Tensor(error) => Fault::new(FaultKind::Compute, error.to_string()),
+    };
+    fault.rank = fault.rank.or(Some(rank));
+    fault
+}
+
+/// Where a run's messages go.
+struct Said {
+    run: RunId,
+    out: UnboundedSender<(ToCoordinator, Bytes)>,
+}
+
+impl Said {
+    /// A session that is gone cancels the run through its own channel: nothing to do about it here.
+    fn say(&self, message: ToCoordinator, payload: Bytes) {
+        drop(self.out.send((message, payload)));
+    }
+}
+
+/// The state of one rank in one run.
+struct BandRun<'a> {
+    checkpoint: &'a Checkpoint,
+    spec: &'a JobSpec,
+    geometry: Geometry,
+    band: Band,
+    alone: bool,
+    rank: Rank,
+    mesh: Mesh,
+    scheduler: Box<dyn Scheduler>,
+    generator: TorchGenerator,
+    latent: Tensor,
+    call: u32,
+    said: &'a Said,
+}
+
+impl<'a> BandRun<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        plan: &'a Plan,
+        rank: Rank,
+        mesh: Mesh,
+        said: &'a Said,
+    ) -> Result<Self> {
+        let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
+        plan.check().map_err(|error| mismatch(error.to_string()))?;
+        let band = plan.band(rank).ok_or_else(|| mismatch(format!("the plan has no {rank}")))?;
+        let steps = to_usize(plan.spec.steps);
+        let scheduler = checkpoint
+            .scheduler()
+            .build(plan.spec.scheduler, steps)
+            .map_err(|error| Fault::new(FaultKind::InvalidRequest, error.to_string()))?;
+        let mut run = Self {
+            checkpoint,
+            spec: &plan.spec,
+            geometry: plan.geometry,
+            band,
+            alone: plan.world_size() == 1,
+            rank,
+            mesh,
+            generator: TorchGenerator::new(plan.spec.seed),
+            latent: tensor(vec![0.0], 1)?,
+            scheduler,
+            call: 0,
+            said,
+        };
+        let noise = band_noise(&mut run.generator, run.geometry, run.band)?;
+        run.latent = (noise * run.scheduler.init_noise_sigma())?;
+        Ok(run)
+    }
+
+    /// The error, with the call it happened in.
+    fn locate(&self, error: Error) -> Error {
+        match error {
+            Error::Exchange(fault) if fault.call.is_none() => fault.during(Call(self.call)).into(),
+            other => other,
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.said.say(ToCoordinator::Entered { run: self.said.run, phase }, Bytes::new());
+    }
+
+    fn encode(&mut self) -> Result<Conditioning> {
+        self.enter(Phase::TextEncoding);
+        let prompt = self.embed("prompt", |checkpoint, spec| checkpoint.embed(&spec.prompt))?;
+        let mut branches = Vec::new();
+        if self.spec.guidance > 1.0 {
+            branches.push(self.embed("negative prompt", |checkpoint, spec| {
+                checkpoint.embed_negative(spec.negative.as_deref())
+            })?);
+        }
+        branches.push(prompt);
+        self.checkpoint.condition(&branches, self.spec.width, self.spec.height)
+    }
+
+    /// Embeds a text; rank 0 tells the user of words that were cut off.
+    fn embed(
+        &self,
+        what: &str,
+        embed: impl Fn(&Checkpoint, &JobSpec) -> Result<TextEmbedding>,
+    ) -> Result<TextEmbedding> {
+        let embedding = embed(self.checkpoint, self.spec)?;
+        if let (Some(cut), Rank(0)) = (&embedding.truncated, self.rank) {
+            let text = format!(
+                "the {what} is longer than the 77 tokens the text encoders read; cut off: \
+                 \"{}\"",
+                cut.trim()
+            );
+            self.said.say(ToCoordinator::Notice { run: self.said.run, text }, Bytes::new());
+        }
+        Ok(embedding)
+    }
+
+    fn denoise(&mut self, conditioning: &Conditioning) -> Result<()> {
+        self.enter(Phase::Denoising);
+        let timesteps = self.scheduler.timesteps().to_vec();
+        let calls = u32::try_from(timesteps.len()).unwrap_or(u32::MAX);
+        for (index, timestep) in timesteps.into_iter().enumerate() {
+            let started = Instant::now();
+            self.mesh.check_cancelled()?;
+            let prediction = self.predict(conditioning, index, timestep, calls)?;
+            let (generator, geometry, band) = (&mut self.generator, self.geometry, self.band);
+            let mut noise =
+                || band_noise(generator, geometry, band).map_err(candle_core::Error::wrap);
+            self.latent = self.scheduler.step(index, &prediction, &self.latent, &mut noise)?;
+            self.report_step(calls, started.elapsed())?;
+            self.call += 1;
+        }
+        Ok(())
+    }
+
+    /// The guided prediction of one model call.
+    fn predict(
+        &mut self,
+        conditioning: &Conditioning,
+        index: usize,
+        timestep: f32,
+        calls: u32,
+    ) -> Result<Tensor> {
+        let input = self.scheduler.scale_model_input(index, &self.latent)?;
+        let input = match self.spec.guidance > 1.0 {
+            true => Tensor::cat(&[&input, &input], 0)?,
+            false => input.contiguous()?,
+        };
+        let last = self.call + 1 == calls;
+        let unet = self.checkpoint.unet();
+        let prediction = unet.forward(&input, timestep, conditioning, &mut *self.exchange(last))?;
+        guide(&prediction, self.spec.guidance)
+    }
+
+    /// How this call's layers exchange: a call is synchronous iff the mode is or k <= warm-up.
+    fn exchange(&mut self, last: bool) -> Box<dyn Exchange + '_> {
+        let call = Call(self.call);
+        let synchronous = self.spec.mode == Mode::FullSync || self.call <= self.spec.warmup;
+        match call.before() {
+            _ if self.alone => Box::new(Dense),
+            Some(before) if !synchronous => {
+                Box::new(Displaced::new(&mut self.mesh, call, before, last))
+            }
+            _ => Box::new(Synchronous::new(&mut self.mesh, call)),
+        }
+    }
+
+    fn report_step(&mut self, calls: u32, took: Duration) -> Result<()> {
+        let spent = self.mesh.take_spent();
+        let message = ToCoordinator::Stepped {
+            run: self.said.run,
+            call: self.call,
+            calls,
+            took_us: micros(took),
+            waited_us: micros(spent.waited),
+            posted_bytes: spent.posted_bytes,
+        };
+        self.said.say(message, channels_first_bytes(&self.latent)?);
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<()> {
+        self.enter(Phase::Decoding);
+        let started = Instant::now();
+        self.mesh.check_cancelled()?;
+        let latent = self.latent.contiguous()?;
+        let vae = self.checkpoint.vae();
+        let image = if self.alone {
+            vae.decode(&latent, &mut Dense)?
+        } else {
+            vae.decode(&latent, &mut Synchronous::new(&mut self.mesh, Call(self.call)))?
+        };
+        let spent = self.mesh.take_spent();
+        let pixels: Vec<u8> = view(&image)?.iter().map(|value| to_pixel(*value)).collect();
+        let message = ToCoordinator::Decoded {
+            run: self.said.run,
+            took_us: micros(started.elapsed()),
+            waited_us: micros(spent.waited),
+        };
+        self.said.say(message, Bytes::from(pixels));
+        Ok(())
+    }
+}
+
+/// A band [1, rows, columns, channels] of the whole image's noise: every rank draws all of it, so
+/// that the seed gives the same image on any number of ranks.
+fn band_noise(generator: &mut TorchGenerator, geometry: Geometry, band: Band) -> Result<Tensor> {
+    let [all, columns, channels] =
+        [geometry.rows, geometry.columns, geometry.channels].map(to_usize);
+    let (top, rows) = (to_usize(band.top), to_usize(band.rows));
+    let noise = generator.randn(channels * all * columns);
+    let mut out = Vec::with_capacity(rows * columns * channels);
+    for pixel in top * columns..(top + rows) * columns {
+        out.extend((0..channels).map(|channel| noise[channel * all * columns + pixel]));
+    }
+    tensor(out, (1, rows, columns, channels))
+}
+
+/// `x` [1, rows, columns, channels] as little-endian f32 [channels, rows, columns].
+fn channels_first_bytes(x: &Tensor) -> Result<Bytes> {
+    let channels_first = x.squeeze(0)?.permute((2, 0, 1))?.contiguous()?;
+    let values = view(&channels_first)?;
+    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+}
+
+/// -1..1 to 0..255, as diffusers does.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=255")]
+fn to_pixel(value: f32) -> u8 {
+    ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn to_usize(value: u32) -> usize {
+    usize::try_from(value).expect("this program needs at least 32-bit addresses")
+}

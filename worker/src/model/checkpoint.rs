@@ -1,0 +1,423 @@
+//! A whole checkpoint: tokenizers, text encoders, UNet and VAE of a diffusers folder.
+
+use super::clip::{ClipConfig, ClipText};
+use super::config::Config;
+use super::exchange::{Place, Sites};
+use super::files::ModelFiles;
+use super::nn::{Loader, tensor, view};
+use super::scheduler::SchedulerConfig;
+use super::tokenizer::ClipTokenizer;
+use super::unet::config::UNetConfig;
+use super::unet::{Conditioning, TextTime, UNet};
+use super::vae::{VaeConfig, VaeDecoder};
+use super::weights::Weights;
+use super::{Error, Result};
+use candle_core::Tensor;
+use protocol::job::{Dtype, ModelCard};
+use protocol::plan::{SiteSpec, Stage};
+use serde_json::json;
+use std::cell::RefCell;
+
+/// The families of checkpoints we render.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion XL and its distillations: two text encoders, size conditioning.
+    Sdxl,
+    /// Stable Diffusion 1.x and 2.x: one text encoder.
+    Sd,
+}
+
+impl Family {
+    /// Its name in model cards.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sdxl => "sdxl",
+            Self::Sd => "sd",
+        }
+    }
+
+    /// The guidance scale diffusers uses by default.
+    fn guidance(self) -> f32 {
+        match self {
+            Self::Sdxl => 5.0,
+            Self::Sd => 7.5,
+        }
+    }
+
+    /// The side, in pixels, of images of checkpoints that do not say.
+    fn side(self) -> usize {
+        match self {
+            Self::Sdxl => 1024,
+            Self::Sd => 512,
+        }
+    }
+}
+
+/// A loaded checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    card: ModelCard,
+    family: Family,
+    zero_empty_negative: bool,
+    encoders: Vec<TextEncoder>,
+    scheduler: SchedulerConfig,
+    unet: UNet,
+    vae: VaeDecoder,
+    sites: Vec<SiteSpec>,
+}
+
+#[derive(Debug)]
+struct TextEncoder {
+    tokenizer: ClipTokenizer,
+    clip: ClipText,
+}
+
+/// What a prompt is to the UNet.
+#[derive(Debug)]
+pub struct TextEmbedding {
+    /// [1, tokens, channels].
+    pub tokens: Tensor,
+    /// [1, channels]: SDXL's.
+    pub pooled: Option<Tensor>,
+    /// The words beyond what the encoders read, if there are any.
+    pub truncated: Option<String>,
+}
+
+impl Checkpoint {
+    /// Loads every part of the checkpoint in `files`, holding weights in `dtype`.
+    ///
+    /// # Errors
+    /// Names the file, and the key or tensor, that is missing, corrupt or not supported.
+    pub fn load(files: &ModelFiles, dtype: Dtype) -> Result<Self> {
+        let index = config(files, "model_index.json")?;
+        let (family, zero_empty_negative) = read_index(&index)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut bytes = 0;
+        // 1. Text encoders.
+        let suffixes: &[&str] = if family == Family::Sdxl { &["", "_2"] } else { &[""] };
+        let mut encoders = Vec::new();
+        for suffix in suffixes {
+            let encoder = TextEncoder::load(files, suffix, dtype, &mut hasher)?;
+            bytes += encoder.clip.bytes();
+            encoders.push(encoder);
+        }
+        // 2. UNet and VAE, whose exchange points are numbered in this order.
+        let sites = RefCell::new(Sites::default());
+        let unet_config = UNetConfig::read(&config(files, "unet/config.json")?)?;
+        let part = Part { files, dtype, sites: &sites };
+        let (unet, unet_weights) = part.unet(unet_config)?;
+        let (vae, vae_weights) = part.vae(VaeConfig::read(&config(files, "vae/config.json")?)?)?;
+        unet_weights.hash_into(&mut hasher);
+        vae_weights.hash_into(&mut hasher);
+        bytes += unet.bytes() + vae.bytes();
+        // 3. Do the parts fit together?
+        check_fit(files, &encoders, &unet, &vae)?;
+        // 4. Scheduler.
+        let path = "scheduler/scheduler_config.json";
+        let scheduler = read_scheduler(files, path)?;
+        for path in CONFIGURATIONS {
+            if let Some(text) = files.find(path)? {
+                hasher.update(path.as_bytes());
+                hasher.update(&text);
+            }
+        }
+        let facts = Facts { family, unet: &unet, vae: &vae, dtype: unet_weights.main_dtype() };
+        let mut card = facts.card(&scheduler);
+        card.name = files.name();
+        card.digest = hasher.finalize().to_hex().to_string();
+        card.weight_bytes = bytes as u64;
+        let sites = sites.into_inner().into_specs();
+        Ok(Self { card, family, zero_empty_negative, encoders, scheduler, unet, vae, sites })
+    }
+
+    /// What others need to know of it.
+    #[must_use]
+    pub fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    /// Its exchange points.
+    #[must_use]
+    pub fn sites(&self) -> &[SiteSpec] {
+        &self.sites
+    }
+
+    /// The scheduler's configuration.
+    #[must_use]
+    pub fn scheduler(&self) -> &SchedulerConfig {
+        &self.scheduler
+    }
+
+    /// The denoising network.
+    #[must_use]
+    pub fn unet(&self) -> &UNet {
+        &self.unet
+    }
+
+    /// The decoder.
+    #[must_use]
+    pub fn vae(&self) -> &VaeDecoder {
+        &self.vae
+    }
+
+    /// The token ids of `prompt` for each text encoder.
+    #[must_use]
+    pub fn token_ids(&self, prompt: &str) -> Vec<Vec<u32>> {
+        self.encoders.iter().map(|encoder| encoder.tokenizer.encode(prompt).ids).collect()
+    }
+
+    /// Encodes a prompt.
+    ///
+    /// # Errors
+    /// If the tokenizer and the encoder do not fit together.
+    pub fn embed(&self, prompt: &str) -> Result<TextEmbedding> {
+        let mut tokens = Vec::new();
+        let mut pooled = None;
+        let mut truncated = None;
+        for encoder in &self.encoders {
+            let text = encoder.tokenizer.encode(prompt);
+            let encoded = encoder.clip.encode(&text.ids)?;
+            tokens.push(match self.family {
+                Family::Sdxl => encoded.penultimate,
+                Family::Sd => encoded.last,
+            });
+            pooled = encoded.pooled;
+            truncated = truncated.or(text.truncated);
+        }
+        let pooled = if self.family == Family::Sdxl { pooled } else { None };
+        Ok(TextEmbedding { tokens: beside(&tokens)?, pooled, truncated })
+    }
+
+    /// Encodes a negative prompt. None is the empty prompt, or all zeros where the checkpoint was
+    /// trained that way (`force_zeros_for_empty_prompt`).
+    ///
+    /// # Errors
+    /// If the tokenizer and the encoder do not fit together.
+    pub fn embed_negative(&self, negative: Option<&str>) -> Result<TextEmbedding> {
+        let embedding = self.embed(negative.unwrap_or_default())?;
+        if negative.is_some() || !self.zero_empty_negative {
+            return Ok(embedding);
+        }
+        Ok(TextEmbedding {
+            tokens: embedding.tokens.zeros_like()?,
+            pooled: embedding.pooled.map(|pooled| pooled.zeros_like()).transpose()?,
+            truncated: None,
+        })
+    }
+
+    /// What an image of `width` x `height` pixels is conditioned on: `embeddings` are the branches
+    /// of one batch, the negative first.
+    ///
+    /// # Errors
+    /// If the embeddings are not this checkpoint's.
+    #[expect(clippy::cast_precision_loss, reason = "sizes in pixels are far below 2^24")]
+    pub fn condition(
+        &self,
+        embeddings: &[TextEmbedding],
+        width: u32,
+        height: u32,
+    ) -> Result<Conditioning> {
+        let tokens: Vec<&Tensor> = embeddings.iter().map(|each| &each.tokens).collect();
+        let tokens = Tensor::cat(&tokens, 0)?;
+        let pooled: Vec<&Tensor> =
+            embeddings.iter().filter_map(|each| each.pooled.as_ref()).collect();
+        if self.family == Family::Sd {
+            return self.unet.condition(&tokens, None);
+        }
+        let pooled = Tensor::cat(&pooled, 0)?;
+        let (width, height) = (width as f32, height as f32);
+        let sizes = [height, width, 0.0, 0.0, height, width];
+        self.unet.condition(&tokens, Some(TextTime { pooled: &pooled, sizes }))
+    }
+}
+
+/// Files whose text is part of a checkpoint's digest.
+const CONFIGURATIONS: &[&str] = &[
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder_2/config.json",
+    "tokenizer/merges.txt",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/vocab.json",
+    "tokenizer_2/merges.txt",
+    "tokenizer_2/special_tokens_map.json",
+    "tokenizer_2/vocab.json",
+    "unet/config.json",
+    "vae/config.json",
+];
+
+fn config(files: &ModelFiles, path: &str) -> Result<Config> {
+    Config::parse(&files.describe(path), &files.read(path)?)
+}
+
+/// Reads `model_index.json`: the family, and whether an absent negative prompt is all zeros.
+fn read_index(index: &Config) -> Result<(Family, bool)> {
+    let family = match index.text("_class_name")? {
+        Some("StableDiffusionXLPipeline") => Family::Sdxl,
+        Some("StableDiffusionPipeline") => Family::Sd,
+        _ => {
+            let known = r#""StableDiffusionXLPipeline", "StableDiffusionPipeline""#;
+            return Err(index.refuse("_class_name", known));
+        }
+    };
+    index.only("requires_aesthetics_score", &[json!(false)])?;
+    index.only("unet", &[json!(["diffusers", "UNet2DConditionModel"])])?;
+    index.only("vae", &[json!(["diffusers", "AutoencoderKL"])])?;
+    // The parts themselves are read from their own folders. What looks at finished images (safety
+    // checker, watermark) or takes images as input has no part in rendering.
+    index.inert(&[
+        "add_watermarker",
+        "feature_extractor",
+        "image_encoder",
+        "requires_safety_checker",
+        "safety_checker",
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+    ]);
+    let zeros = index.flag_or("force_zeros_for_empty_prompt", family == Family::Sdxl)?;
+    index.finish()?;
+    Ok((family, zeros && family == Family::Sdxl))
+}
+
+fn read_scheduler(files: &ModelFiles, path: &str) -> Result<SchedulerConfig> {
+    let name = files.describe(path);
+    let bytes = files.read(path)?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|error| Error::Checkpoint(format!("{name} is not text: {error}")))?;
+    SchedulerConfig::from_json(text)
+        .map_err(|error| Error::Checkpoint(format!("{}: {error}", files.name())))
+}
+
+/// What UNet and VAE are loaded with.
+struct Part<'a> {
+    files: &'a ModelFiles,
+    dtype: Dtype,
+    sites: &'a RefCell<Sites>,
+}
+
+impl Part<'_> {
+    fn unet(&self, config: UNetConfig) -> Result<(UNet, Weights)> {
+        let weights = Weights::open(self.files, "unet", "diffusion_pytorch_model", self.dtype)?;
+        let place = Place { stage: Stage::Denoise, halvings: 0 };
+        let unet = UNet::load(&Loader::new(&weights, self.sites, place), config)?;
+        weights.finish(|_| false)?;
+        Ok((unet, weights))
+    }
+
+    fn vae(&self, config: VaeConfig) -> Result<(VaeDecoder, Weights)> {
+        let weights = Weights::open(self.files, "vae", "diffusion_pytorch_model", self.dtype)?;
+        let place = Place { stage: Stage::Decode, halvings: 0 };
+        let vae = VaeDecoder::load(&Loader::new(&weights, self.sites, place), config)?;
+        weights.finish(|name| name.starts_with("encoder.") || name.starts_with("quant_conv."))?;
+        Ok((vae, weights))
+    }
+}
+
+impl TextEncoder {
+    fn load(
+        files: &ModelFiles,
+        suffix: &str,
+        dtype: Dtype,
+        hasher: &mut blake3::Hasher,
+    ) -> Result<Self> {
+        let tokens = |name: &str| files.read(&format!("tokenizer{suffix}/{name}"));
+        let tokenizer = ClipTokenizer::from_parts(
+            &tokens("vocab.json")?,
+            &tokens("merges.txt")?,
+            &tokens("tokenizer_config.json")?,
+            &tokens("special_tokens_map.json")?,
+        )
+        .map_err(|error| {
+            Error::Checkpoint(format!("{}: {error}", files.describe(&format!("tokenizer{suffix}"))))
+        })?;
+        let part = format!("text_encoder{suffix}");
+        let config = ClipConfig::read(&config(files, &format!("{part}/config.json"))?)?;
+        let weights = Weights::open(files, &part, "model", dtype)?;
+        // Text encoders are not banded: they exchange nothing.
+        let sites = RefCell::new(Sites::default());
+        let place = Place { stage: Stage::Input, halvings: 0 };
+        let clip = ClipText::load(&Loader::new(&weights, &sites, place), config)?;
+        weights.finish(|name| name == "text_model.embeddings.position_ids")?;
+        weights.hash_into(hasher);
+        Ok(Self { tokenizer, clip })
+    }
+}
+
+fn check_fit(
+    files: &ModelFiles,
+    encoders: &[TextEncoder],
+    unet: &UNet,
+    vae: &VaeDecoder,
+) -> Result<()> {
+    let text: usize = encoders.iter().map(|encoder| encoder.clip.config().channels).sum();
+    if text != unet.config().text_channels {
+        return Err(Error::Checkpoint(format!(
+            "{}: `cross_attention_dim` is `{}`, but the text encoders give {text} channels",
+            files.describe("unet/config.json"),
+            unet.config().text_channels
+        )));
+    }
+    if vae.config().latent_channels != unet.config().channels {
+        return Err(Error::Checkpoint(format!(
+            "{}: `latent_channels` is `{}`, but the UNet's `in_channels` is `{}`: inpainting and \
+             other UNets that take more than the latent are not supported",
+            files.describe("vae/config.json"),
+            vae.config().latent_channels,
+            unet.config().channels
+        )));
+    }
+    Ok(())
+}
+
+/// What a model card is made of.
+struct Facts<'a> {
+    family: Family,
+    unet: &'a UNet,
+    vae: &'a VaeDecoder,
+    dtype: Dtype,
+}
+
+impl Facts<'_> {
+    fn card(&self, scheduler: &SchedulerConfig) -> ModelCard {
+        let factor = self.vae.config().factor();
+        let side = self.family.side() / factor;
+        let (rows, columns) = self.unet.config().sample_size.unwrap_or((side, side));
+        let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        ModelCard {
+            name: String::new(),
+            digest: String::new(),
+            family: self.family.name().to_owned(),
+            dtype: self.dtype,
+            latent_channels: small(self.vae.config().latent_channels),
+            vae_factor: small(factor),
+            row_unit: 1 << self.unet.config().halvings(),
+            native: (small(columns * factor), small(rows * factor)),
+            scheduler: scheduler.kind(),
+            guidance: self.family.guidance(),
+            weight_bytes: 0,
+        }
+    }
+}
+
+/// Token embeddings [1, tokens, channels] side by side.
+fn beside(parts: &[Tensor]) -> Result<Tensor> {
+    if let [only] = parts {
+        return Ok(only.clone());
+    }
+    let count = parts.first().map_or(Ok(0), |part| part.dim(1))?;
+    let views = parts.iter().map(view).collect::<Result<Vec<_>>>()?;
+    let mut joined = Vec::new();
+    for token in 0..count {
+        for values in &views {
+            let channels = values.len() / count;
+            joined.extend_from_slice(&values[token * channels..(token + 1) * channels]);
+        }
+    }
+    let channels = joined.len() / count.max(1);
+    tensor(joined, (1, count, channels))
+}

@@ -1,0 +1,129 @@
+//! The seam: where model maths ends and distribution begins.
+//!
+//! A layer works on a band of the image and asks an [`Exchange`] for the three things that its own
+//! rows cannot answer. It cannot tell whether the answer is a peer's value of this call, of the
+//! previous one, or its own: policy lives behind the seam. Never across it: rank, world size,
+//! step, mode, dtype casts, buffers, sockets.
+
+use super::Result;
+use crate::kernels::Moment;
+use candle_core::Tensor;
+use protocol::Site;
+use protocol::plan::{Ask, SiteSpec, Stage};
+use std::fmt;
+
+/// The three things a layer may ask for.
+pub trait Exchange: fmt::Debug {
+    /// `rows` rows of `x` [batch, rows, columns, channels] from either side of this band.
+    ///
+    /// # Errors
+    /// If a peer is lost or the run is cancelled.
+    fn halo(&mut self, site: Site, x: &Tensor, rows: usize) -> Result<Halo>;
+
+    /// Group statistics of the whole image, given those of this band.
+    ///
+    /// # Errors
+    /// If a peer is lost or the run is cancelled.
+    fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments>;
+
+    /// `own` [batch, tokens, channels] of the whole image in row order; the own part is always
+    /// this call's.
+    ///
+    /// # Errors
+    /// If a peer is lost or the run is cancelled.
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor>;
+}
+
+/// The rows next to a band, [batch, rows, columns, channels]. None past the image's border, where
+/// a convolution sees zeros.
+#[derive(Clone, Debug, Default)]
+pub struct Halo {
+    /// The rows before the band's first.
+    pub above: Option<Tensor>,
+    /// The rows after the band's last.
+    pub below: Option<Tensor>,
+}
+
+/// Statistics of normalisation groups.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moments {
+    /// How many values each group has.
+    pub count: f64,
+    /// Mean and sum of squared deviations, [batch, groups].
+    pub groups: Vec<Moment>,
+}
+
+/// The whole image is this band: what lies beyond it is its border.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dense;
+
+impl Exchange for Dense {
+    fn halo(&mut self, _: Site, _: &Tensor, _: usize) -> Result<Halo> {
+        Ok(Halo::default())
+    }
+
+    fn moments(&mut self, _: Site, own: &Moments) -> Result<Moments> {
+        Ok(own.clone())
+    }
+
+    fn gather(&mut self, _: Site, own: &Tensor) -> Result<Tensor> {
+        Ok(own.clone())
+    }
+}
+
+/// Numbers the exchange points of a model while it is built.
+#[derive(Debug, Default)]
+pub struct Sites(Vec<SiteSpec>);
+
+impl Sites {
+    /// Gives the layer at `path` its number.
+    ///
+    /// # Panics
+    /// If a model has more than 65,536 exchange points; SDXL has 156.
+    pub fn number(&mut self, spec: SiteSpec) -> Site {
+        let site = Site(u16::try_from(self.0.len()).expect("fewer exchange points than 2^16"));
+        self.0.push(spec);
+        site
+    }
+
+    /// Every exchange point, by number.
+    #[must_use]
+    pub fn into_specs(self) -> Vec<SiteSpec> {
+        self.0
+    }
+}
+
+/// Where in a model a layer stands, as far as its exchange is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// When it runs.
+    pub stage: Stage,
+    /// How often rows and columns are halved here (negative: doubled).
+    pub halvings: i8,
+}
+
+impl Place {
+    /// The place one downsampling further down.
+    #[must_use]
+    pub fn halved(self) -> Self {
+        Self { halvings: self.halvings + 1, ..self }
+    }
+
+    /// The place one upsampling further up.
+    #[must_use]
+    pub fn doubled(self) -> Self {
+        Self { halvings: self.halvings - 1, ..self }
+    }
+
+    /// An exchange point here.
+    #[must_use]
+    pub fn site(self, path: &str, ask: Ask, channels: usize) -> SiteSpec {
+        SiteSpec {
+            path: path.to_owned(),
+            ask,
+            stage: self.stage,
+            channels: u32::try_from(channels).expect("channel counts are far below 2^32"),
+            halvings: self.halvings,
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! Layers. Activations are channels-last: images are [batch, rows, columns, channels], tokens
+//! [batch, tokens, channels], so that an image is its own token sequence and a band's rows are
+//! contiguous.
+
+pub mod attention;
+pub mod conv;
+pub mod embedding;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+
+use super::Result;
+use super::exchange::{Place, Sites};
+use super::weights::{Values, Weights};
+use candle_core::{CpuStorage, Device, Shape, Storage, Tensor};
+use protocol::Site;
+use protocol::plan::Ask;
+use std::cell::RefCell;
+use std::fmt::Display;
+use std::ops::{Deref, Range};
+
+/// Builds layers from the weights at one path, and numbers their exchange points.
+#[derive(Clone, Debug)]
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    sites: &'a RefCell<Sites>,
+    path: String,
+    place: Place,
+}
+
+impl<'a> Loader<'a> {
+    /// The loader at the root of `weights`.
+    #[must_use]
+    pub fn new(weights: &'a Weights, sites: &'a RefCell<Sites>, place: Place) -> Self {
+        Self { weights, sites, path: String::new(), place }
+    }
+
+    /// The loader of the part called `name`.
+    #[must_use]
+    pub fn at(&self, name: impl Display) -> Self {
+        let path =
+            if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { path, ..self.clone() }
+    }
+
+    /// The same loader at another resolution or stage.
+    #[must_use]
+    pub fn placed(&self, place: Place) -> Self {
+        Self { place, ..self.clone() }
+    }
+
+    /// Where the layer stands.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Whether there is a tensor called `name` here.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.has(&self.at(name).path)
+    }
+
+    /// The shape of the tensor called `name`, if it is there.
+    #[must_use]
+    pub fn shape(&self, name: &str) -> Option<&'a [usize]> {
+        self.weights.shape(&self.at(name).path)
+    }
+
+    /// The tensor called `name`, in the type weights are held in.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Values> {
+        self.weights.load(&self.at(name).path, shape)
+    }
+
+    /// The small tensor called `name`, as f32.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn values_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.weights.load_f32(&self.at(name).path, shape)
+    }
+
+    /// Numbers this layer's exchange point.
+    #[must_use]
+    pub fn site(&self, ask: Ask, channels: usize) -> Site {
+        self.sites.borrow_mut().number(self.place.site(&self.path, ask, channels))
+    }
+}
+
+/// The values of a contiguous f32 tensor on the CPU, readable as a slice.
+#[derive(Debug)]
+pub struct View<G> {
+    storage: G,
+    range: Range<usize>,
+}
+
+/// Looks at the values of `x`.
+///
+/// # Errors
+/// If it is not a contiguous f32 tensor on the CPU.
+pub fn view(x: &Tensor) -> Result<View<impl Deref<Target = Storage>>> {
+    let (storage, layout) = x.storage_and_layout();
+    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
+    match (&*storage, range) {
+        (Storage::Cpu(CpuStorage::F32(_)), Some(range)) => Ok(View { storage, range }),
+        _ => Err(candle_core::Error::Msg(format!(
+            "expected contiguous f32 values on the CPU, got {:?} {layout:?}",
+            x.dtype()
+        ))
+        .into()),
+    }
+}
+
+impl<G: Deref<Target = Storage>> Deref for View<G> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            _ => unreachable!("view() lets nothing else in"),
+        }
+    }
+}
+
+/// A tensor of these values.
+///
+/// # Errors
+/// If their number is not the shape's.
+pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
+}
+
+/// The tensor's dimensions with the last one replaced.
+pub(crate) fn with_last(x: &Tensor, last: usize) -> Vec<usize> {
+    let mut dims = x.dims().to_vec();
+    if let Some(dim) = dims.last_mut() {
+        *dim = last;
+    }
+    dims
+}

@@ -1,0 +1,93 @@
+//! Convolutions over a band: the rows beyond its edges come through the exchange.
+
+use super::linear::Finish;
+use super::{Loader, Result, tensor, view};
+use crate::kernels::{self, Band, Epilogue, Isa};
+use crate::model::exchange::Exchange;
+use candle_core::Tensor;
+use protocol::Site;
+use protocol::plan::Ask;
+
+/// A 3x3 convolution with padding 1 and stride 1 or 2. (1x1 convolutions are
+/// [`super::linear::Linear`].)
+#[derive(Debug)]
+pub struct Conv3x3 {
+    weight: kernels::Conv,
+    bias: Vec<f32>,
+    site: Site,
+    outputs: usize,
+    stride: usize,
+}
+
+impl Conv3x3 {
+    /// The convolution at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
+        let shape = [outputs, inputs, 3, 3];
+        let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
+        let bias = loader.values_f32("bias", &[outputs])?;
+        let site = loader.site(Ask::Halo { rows: 1 }, inputs);
+        Ok(Self { weight, bias, site, outputs, stride })
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.len() * 4
+    }
+
+    /// `x` [batch, rows, columns, inputs] to [batch, rows/stride, columns/stride, outputs].
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        self.forward_with(x, None, Finish::default(), exchange)
+    }
+
+    /// The same, with `shift` [batch, outputs] added to the bias, finished in the same pass.
+    ///
+    /// # Errors
+    /// If a peer is lost, or a tensor is not contiguous or not of the right shape.
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        shift: Option<&Tensor>,
+        finish: Finish<'_>,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Tensor> {
+        let (batch, rows, columns, channels) = x.dims4()?;
+        let halo = exchange.halo(self.site, x, 1)?;
+        let above = halo.above.as_ref().map(view).transpose()?;
+        let below = halo.below.as_ref().map(view).transpose()?;
+        let body = view(x)?;
+        let band = Band {
+            batch,
+            rows,
+            width: columns,
+            channels,
+            body: &body,
+            above: above.as_deref().unwrap_or_default(),
+            below: below.as_deref().unwrap_or_default(),
+        };
+        let (rows, columns) = (rows.div_ceil(self.stride), columns.div_ceil(self.stride));
+        let mut out = vec![0.0; batch * rows * columns * self.outputs];
+        let bias = self.bias_with(shift)?;
+        let residual = finish.residual.map(view).transpose()?;
+        let epilogue = Epilogue {
+            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
+            activation: finish.activation,
+            residual: residual.as_deref(),
+        };
+        kernels::conv2d(Isa::best(), &mut out, &band, &self.weight, &epilogue);
+        tensor(out, (batch, rows, columns, self.outputs))
+    }
+
+    /// The bias of each image of the batch, if they differ.
+    fn bias_with(&self, shift: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+        let Some(shift) = shift else { return Ok(None) };
+        let shift = view(shift)?;
+        Ok(Some(shift.iter().zip(self.bias.iter().cycle()).map(|(one, two)| one + two).collect()))
+    }
+}

@@ -1,0 +1,93 @@
+//! Group normalisation over the whole image: a band's statistics are merged through the exchange.
+
+use super::{Loader, Result, tensor, view};
+use crate::kernels::{self, Isa};
+use crate::model::exchange::{Exchange, Moments};
+use candle_core::Tensor;
+use protocol::Site;
+use protocol::plan::Ask;
+
+/// Group normalisation. Statistics are f32 (count, mean, squared deviations), never squares of
+/// values, which overflow and cancel.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    groups: usize,
+    eps: f64,
+    site: Site,
+}
+
+impl GroupNorm {
+    /// The norm at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, channels: usize, groups: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: loader.values_f32("weight", &[channels])?,
+            bias: loader.values_f32("bias", &[channels])?,
+            groups,
+            eps,
+            site: loader.site(
+                Ask::Moments { groups: u32::try_from(groups).expect("groups are far below 2^32") },
+                channels,
+            ),
+        })
+    }
+
+    /// `x` [batch, .., channels], normalised.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        self.apply(x, false, exchange)
+    }
+
+    /// `silu` of the normalised `x`, in one pass.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    pub fn forward_silu(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        self.apply(x, true, exchange)
+    }
+
+    fn apply(&self, x: &Tensor, silu: bool, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        let batch = x.dim(0)?;
+        let channels = self.weight.len();
+        let values = view(x)?;
+        let groups = kernels::group_moments(Isa::best(), &values, batch, self.groups, channels);
+        let count = as_f64(x.elem_count() / (batch * self.groups));
+        let whole = exchange.moments(self.site, &Moments { count, groups })?;
+        let (scale, shift) = self.scale_and_shift(&whole);
+        let mut out = vec![0.0; values.len()];
+        kernels::group_norm(Isa::best(), &mut out, &values, batch, &scale, &shift, silu);
+        tensor(out, x.shape().clone())
+    }
+
+    /// Per image and channel: `y = x * scale + shift`.
+    #[expect(clippy::cast_possible_truncation, reason = "the result is f32 by contract")]
+    fn scale_and_shift(&self, whole: &Moments) -> (Vec<f32>, Vec<f32>) {
+        let per_group = self.weight.len() / self.groups;
+        let mut scale = Vec::with_capacity(whole.groups.len() * per_group);
+        let mut shift = Vec::with_capacity(whole.groups.len() * per_group);
+        for (index, moment) in whole.groups.iter().enumerate() {
+            let variance = f64::from(moment.m2) / whole.count;
+            let inverse = 1.0 / (variance + self.eps).sqrt();
+            let first = index % self.groups * per_group;
+            for channel in first..first + per_group {
+                let factor = inverse * f64::from(self.weight[channel]);
+                scale.push(factor as f32);
+                shift
+                    .push((f64::from(self.bias[channel]) - f64::from(moment.mean) * factor) as f32);
+            }
+        }
+        (scale, shift)
+    }
+}
+
+/// Counts of values are far below 2^53.
+#[expect(clippy::cast_precision_loss, reason = "counts of values are far below 2^53")]
+fn as_f64(count: usize) -> f64 {
+    count as f64
+}

@@ -1,0 +1,35 @@
+//! Layer normalisation over the last dimension.
+
+use super::{Loader, Result, tensor, view};
+use crate::kernels::{self, Isa};
+use candle_core::Tensor;
+
+/// Layer normalisation.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// The norm at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, channels: usize, eps: f32) -> Result<Self> {
+        let weight = loader.values_f32("weight", &[channels])?;
+        let bias = loader.values_f32("bias", &[channels])?;
+        Ok(Self { weight, bias, eps })
+    }
+
+    /// `x` [.., channels], normalised.
+    ///
+    /// # Errors
+    /// If `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut out = vec![0.0; x.elem_count()];
+        kernels::layer_norm(Isa::best(), &mut out, &view(x)?, &self.weight, &self.bias, self.eps);
+        tensor(out, x.shape().clone())
+    }
+}

@@ -1,0 +1,136 @@
+//! Linear layers, on weights packed once at load.
+
+use super::{Loader, Result, tensor, view, with_last};
+use crate::kernels::{self, Activation, Epilogue, Isa, Packed};
+use crate::model::weights::Values;
+use candle_core::Tensor;
+
+/// `y = x W^T + b`, over the last dimension.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+/// What is done to a layer's result before it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Finish<'a> {
+    /// Applied first.
+    pub activation: Activation,
+    /// Added last, [.., outputs].
+    pub residual: Option<&'a Tensor>,
+}
+
+impl Linear {
+    /// The layer at `loader`. A 1x1 convolution's weight [outputs, inputs, 1, 1] is one, too.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
+        let weight = Packed::pack(load_weight(loader, inputs, outputs)?.stored(), outputs, inputs);
+        let bias = bias.then(|| loader.values_f32("bias", &[outputs])).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// Several layers of the same input as one, their outputs side by side.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load_joined(
+        loaders: &[Loader<'_>],
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let parts: Vec<Values> = loaders
+            .iter()
+            .map(|loader| load_weight(loader, inputs, outputs))
+            .collect::<Result<_>>()?;
+        let joined = Values::joined(parts);
+        let weight = Packed::pack(joined.stored(), outputs * loaders.len(), inputs);
+        let biases = loaders.iter().map(|loader| loader.values_f32("bias", &[outputs]));
+        let bias = bias.then(|| biases.collect::<Result<Vec<_>>>()).transpose()?;
+        Ok(Self { weight, bias: bias.map(|biases| biases.concat()) })
+    }
+
+    /// Outputs per row.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.weight.outputs()
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| bias.len() * 4)
+    }
+
+    /// `x` [.., inputs] to [.., outputs].
+    ///
+    /// # Errors
+    /// If `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Finish::default())
+    }
+
+    /// The same, finished in the same pass.
+    ///
+    /// # Errors
+    /// If `x` or the residual is not a contiguous tensor of the right shape.
+    pub fn forward_with(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
+        let rows = x.elem_count() / self.weight.depth();
+        let mut out = vec![0.0; rows * self.weight.outputs()];
+        let residual = finish.residual.map(view).transpose()?;
+        let epilogue = Epilogue {
+            bias: self.bias.as_deref(),
+            activation: finish.activation,
+            residual: residual.as_deref(),
+        };
+        kernels::linear(Isa::best(), &mut out, &view(x)?, &self.weight, &epilogue);
+        tensor(out, with_last(x, self.weight.outputs()))
+    }
+}
+
+/// The feed-forward input projection of a transformer: `hidden * gelu(gate)`.
+#[derive(Debug)]
+pub struct Geglu {
+    weight: Packed,
+    bias: Vec<f32>,
+    inner: usize,
+}
+
+impl Geglu {
+    /// The layer at `loader`: its weight holds `inner` hidden rows, then `inner` gate rows.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, inputs: usize, inner: usize) -> Result<Self> {
+        let values = load_weight(loader, inputs, 2 * inner)?;
+        let weight = Packed::pack_geglu(values.stored(), inner, inputs);
+        Ok(Self { weight, bias: loader.values_f32("bias", &[2 * inner])?, inner })
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.len() * 4
+    }
+
+    /// `x` [.., inputs] to [.., inner].
+    ///
+    /// # Errors
+    /// If `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let rows = x.elem_count() / self.weight.depth();
+        let mut out = vec![0.0; rows * self.inner];
+        kernels::geglu(Isa::best(), &mut out, &view(x)?, &self.weight, Some(&self.bias));
+        tensor(out, with_last(x, self.inner))
+    }
+}
+
+fn load_weight(loader: &Loader<'_>, inputs: usize, outputs: usize) -> Result<Values> {
+    match loader.shape("weight") {
+        Some([_, _, 1, 1]) => loader.values("weight", &[outputs, inputs, 1, 1]),
+        _ => loader.values("weight", &[outputs, inputs]),
+    }
+}

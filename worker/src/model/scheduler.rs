@@ -1,0 +1,111 @@
+//! Schedulers, also called samplers: from pure noise to an image in a few calls of the model.
+//!
+//! Each is the diffusers 0.31 scheduler of the same name, so that an image does not depend on who
+//! rendered it. A step is elementwise: a rank may step its own rows of the latent and nothing else.
+
+mod config;
+mod ddim;
+mod dpm_solver;
+mod euler;
+mod heun;
+mod lcm;
+mod pndm;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod unipc;
+
+use std::fmt;
+
+use candle_core::{Result, Tensor};
+
+pub use config::SchedulerConfig;
+pub use protocol::job::Scheduler as SchedulerKind;
+
+/// Walks a latent from noise to image.
+///
+/// One call of the model, one `step`, calls numbered from 0 and made in order: multistep solvers
+/// remember earlier predictions. Latents are f32 of any one shape. Indexing past the last call
+/// panics.
+pub trait Scheduler: fmt::Debug + Send {
+    /// The timestep that the model is given at each call, descending. Their number is the number
+    /// of calls, which is not always the number of steps: Heun calls 2n - 1 times, PNDM n + 1.
+    fn timesteps(&self) -> &[f32];
+
+    /// What unit-variance noise is multiplied by to make the first latent.
+    fn init_noise_sigma(&self) -> f64 {
+        1.0
+    }
+
+    /// The latent as the model wants to see it at this call.
+    ///
+    /// # Errors
+    /// Candle's, from the device.
+    fn scale_model_input(&self, _call: usize, sample: &Tensor) -> Result<Tensor> {
+        Ok(sample.clone())
+    }
+
+    /// The next latent, from this call's latent (unscaled) and the model's prediction of it.
+    ///
+    /// `noise` gives fresh unit-variance noise of the latent's shape; stochastic schedulers ask
+    /// once per step, save at the last, where none is added. A rank that holds a band answers
+    /// with its slice of the whole image's noise.
+    ///
+    /// # Errors
+    /// Candle's, from the device or for shapes that differ, and those of `noise`.
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: &Tensor,
+        sample: &Tensor,
+        noise: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor>;
+}
+
+/// Why a scheduler could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum SchedulerError {
+    /// The file is not a JSON object.
+    #[error("scheduler/scheduler_config.json: not a JSON object: {cause}")]
+    NotAnObject {
+        /// What the parser, or the value, says.
+        cause: String,
+    },
+    /// A key has a value that would change the image in a way not implemented.
+    #[error("scheduler/scheduler_config.json: `{key}` is {value}; supported: {supported}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// Its value, as JSON, or "absent".
+        value: String,
+        /// The values that work.
+        supported: String,
+    },
+    /// A key that no supported scheduler has.
+    #[error("scheduler/scheduler_config.json: `{key}` is {value}; supported: no such key")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Its value, as JSON.
+        value: String,
+    },
+    /// More steps than the training timesteps can be divided into, or none.
+    #[error("{steps} steps of scheduler {kind}; supported with this checkpoint: 1 to {most}")]
+    Steps {
+        /// The steps asked for.
+        steps: usize,
+        /// The scheduler asked for.
+        kind: SchedulerKind,
+        /// The most it can do.
+        most: usize,
+    },
+}
+
+/// The sum of tensors of one shape, each times its coefficient.
+///
+/// Coefficients are computed in f64 and rounded once, here.
+fn combine<const N: usize>(terms: [(f64, &Tensor); N]) -> Result<Tensor> {
+    let mut scaled = terms.into_iter().map(|(coefficient, x)| x.affine(coefficient, 0.0));
+    let first = scaled.next().expect("every caller has a term")?;
+    scaled.try_fold(first, |sum, term| sum + term?)
+}

@@ -1,0 +1,76 @@
+//! PNDM without the Runge-Kutta start: "Pseudo Numerical Methods for Diffusion Models on
+//! Manifolds" (Liu et al., 2022), equation 9 on a linear multistep of up to four predictions.
+//!
+//! The second call repeats the first step with the slope at its end, as Heun would.
+
+use candle_core::{Result, Tensor};
+
+use super::schedule::{NoiseLevel, Prediction};
+use super::{Scheduler, combine};
+
+#[derive(Debug, Clone)]
+pub(super) struct Pndm {
+    pub(super) timesteps: Vec<f32>,
+    /// Noise at each call, and after it.
+    pub(super) levels: Vec<(NoiseLevel, NoiseLevel)>,
+    pub(super) prediction: Prediction,
+    /// The last predictions, oldest first.
+    pub(super) history: Vec<Tensor>,
+    /// Where the first step began, until the second call has repeated it.
+    pub(super) start: Option<Tensor>,
+}
+
+impl Pndm {
+    /// Adams-Bashforth of as many predictions as there are.
+    fn multistep(&self) -> Result<Tensor> {
+        match self.history.as_slice() {
+            [e0] => Ok(e0.clone()),
+            [e1, e0] => combine([(1.5, e0), (-0.5, e1)]),
+            [e2, e1, e0] => combine([(23.0 / 12.0, e0), (-16.0 / 12.0, e1), (5.0 / 12.0, e2)]),
+            [.., e3, e2, e1, e0] => combine([
+                (55.0 / 24.0, e0),
+                (-59.0 / 24.0, e1),
+                (37.0 / 24.0, e2),
+                (-9.0 / 24.0, e3),
+            ]),
+            [] => candle_core::bail!("pndm: the calls of a run must be made in order from 0"),
+        }
+    }
+
+    fn advance(&self, call: usize, sample: &Tensor, prediction: &Tensor) -> Result<Tensor> {
+        let (now, next) = self.levels[call];
+        let (of_sample, of_prediction) = now.noise(self.prediction);
+        let grow = next.alpha / now.alpha;
+        let cut = (next.alpha.powi(2) - now.alpha.powi(2))
+            / (now.alpha.powi(2) * next.sigma + now.alpha * now.sigma * next.alpha);
+        combine([(grow - cut * of_sample, sample), (-cut * of_prediction, prediction)])
+    }
+}
+
+impl Scheduler for Pndm {
+    fn timesteps(&self) -> &[f32] {
+        &self.timesteps
+    }
+
+    fn step(
+        &mut self,
+        call: usize,
+        prediction: &Tensor,
+        sample: &Tensor,
+        _noise: &mut dyn FnMut() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if call == 1
+            && let (Some(start), [first]) = (self.start.take(), self.history.as_slice())
+        {
+            let mean = combine([(0.5, prediction), (0.5, first)])?;
+            return self.advance(call, &start, &mean);
+        }
+        if call == 0 {
+            self.start = Some(sample.clone());
+        }
+        self.history.push(prediction.clone());
+        let excess = self.history.len().saturating_sub(4);
+        self.history.drain(..excess);
+        self.advance(call, sample, &self.multistep()?)
+    }
+}

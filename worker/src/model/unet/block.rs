@@ -1,0 +1,277 @@
+//! The blocks of a UNet: down, middle, up.
+
+use super::config::UNetConfig;
+use super::resnet::{ResnetBlock, ResnetShape, Upsample};
+use super::transformer::{Transformer, TransformerShape};
+use crate::kernels;
+use crate::model::Result;
+use crate::model::exchange::Exchange;
+use crate::model::nn::conv::Conv3x3;
+use crate::model::nn::{Loader, tensor, view};
+use candle_core::Tensor;
+
+/// What a block needs besides its input.
+#[derive(Debug)]
+pub struct Conditions<'a, I> {
+    /// The activated time embedding [batch, time channels].
+    pub time: &'a Tensor,
+    /// The text's keys and values, one tensor for each transformer block in model order.
+    pub text_kv: &'a mut I,
+    /// What lies beyond the band.
+    pub exchange: &'a mut dyn Exchange,
+}
+
+/// A residual block, and the attention after it if its resolution has any.
+#[derive(Debug)]
+struct Layer {
+    resnet: ResnetBlock,
+    attention: Option<Transformer>,
+}
+
+impl Layer {
+    fn bytes(&self) -> usize {
+        self.resnet.bytes() + self.attention.as_ref().map_or(0, Transformer::bytes)
+    }
+
+    fn forward<'t, I: Iterator<Item = &'t Tensor>>(
+        &self,
+        x: &Tensor,
+        on: &mut Conditions<'_, I>,
+    ) -> Result<Tensor> {
+        let x = self.resnet.forward(x, Some(on.time), on.exchange)?;
+        match &self.attention {
+            Some(attention) => attention.forward(&x, on.text_kv, on.exchange),
+            None => Ok(x),
+        }
+    }
+}
+
+fn resnet_shape(config: &UNetConfig, inputs: usize, outputs: usize) -> ResnetShape {
+    let time = Some(4 * config.block_channels[0]);
+    ResnetShape { inputs, outputs, time, groups: config.norm_groups, eps: config.norm_eps }
+}
+
+fn transformer_shape(config: &UNetConfig, resolution: usize) -> TransformerShape {
+    TransformerShape {
+        channels: config.block_channels[resolution],
+        heads: config.heads[resolution],
+        layers: config.transformer_layers[resolution],
+        text: config.text_channels,
+        groups: config.norm_groups,
+    }
+}
+
+/// `DownBlock2D` and `CrossAttnDownBlock2D`.
+#[derive(Debug)]
+pub struct DownBlock {
+    layers: Vec<Layer>,
+    downsampler: Option<Conv3x3>,
+}
+
+impl DownBlock {
+    /// The block for `resolution` at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, config: &UNetConfig, resolution: usize) -> Result<Self> {
+        let channels = config.block_channels[resolution];
+        let before = config.block_channels[resolution.saturating_sub(1)];
+        let layers = (0..config.layers_per_block)
+            .map(|index| {
+                let inputs = if index == 0 { before } else { channels };
+                let resnet = loader.at("resnets").at(index);
+                let attention = config.down_attention[resolution].then(|| {
+                    let shape = transformer_shape(config, resolution);
+                    Transformer::load(&loader.at("attentions").at(index), shape)
+                });
+                Ok(Layer {
+                    resnet: ResnetBlock::load(&resnet, resnet_shape(config, inputs, channels))?,
+                    attention: attention.transpose()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let last = resolution + 1 == config.block_channels.len();
+        let downsampler = (!last)
+            .then(|| Conv3x3::load(&loader.at("downsamplers.0.conv"), channels, channels, 2));
+        Ok(Self { layers, downsampler: downsampler.transpose()? })
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>()
+            + self.downsampler.as_ref().map_or(0, Conv3x3::bytes)
+    }
+
+    /// The keys and values of the text for every attention, in `forward`'s order.
+    ///
+    /// # Errors
+    /// If `text` is not a contiguous [batch, tokens, text channels].
+    pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.attention.as_ref())
+            .try_for_each(|attention| attention.text_kv(text, into))
+    }
+
+    /// Runs the block on `x` and pushes what the way up will need onto `skips`.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
+        &self,
+        mut x: Tensor,
+        skips: &mut Vec<Tensor>,
+        on: &mut Conditions<'_, I>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            x = layer.forward(&x, on)?;
+            skips.push(x.clone());
+        }
+        if let Some(downsampler) = &self.downsampler {
+            x = downsampler.forward(&x, on.exchange)?;
+            skips.push(x.clone());
+        }
+        Ok(x)
+    }
+}
+
+/// `UNetMidBlock2DCrossAttn`.
+#[derive(Debug)]
+pub struct MidBlock {
+    first: Layer,
+    last: ResnetBlock,
+}
+
+impl MidBlock {
+    /// The block at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, config: &UNetConfig) -> Result<Self> {
+        let lowest = config.block_channels.len() - 1;
+        let shape = transformer_shape(config, lowest);
+        let resnet = resnet_shape(config, shape.channels, shape.channels);
+        let first = Layer {
+            resnet: ResnetBlock::load(&loader.at("resnets.0"), resnet)?,
+            attention: Some(Transformer::load(&loader.at("attentions.0"), shape)?),
+        };
+        Ok(Self { first, last: ResnetBlock::load(&loader.at("resnets.1"), resnet)? })
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.first.bytes() + self.last.bytes()
+    }
+
+    /// The keys and values of the text for its attention.
+    ///
+    /// # Errors
+    /// If `text` is not a contiguous [batch, tokens, text channels].
+    pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
+        self.first.attention.iter().try_for_each(|attention| attention.text_kv(text, into))
+    }
+
+    /// Runs the block on `x`.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
+        &self,
+        x: &Tensor,
+        on: &mut Conditions<'_, I>,
+    ) -> Result<Tensor> {
+        let x = self.first.forward(x, on)?;
+        self.last.forward(&x, Some(on.time), on.exchange)
+    }
+}
+
+/// `UpBlock2D` and `CrossAttnUpBlock2D`.
+#[derive(Debug)]
+pub struct UpBlock {
+    layers: Vec<Layer>,
+    upsampler: Option<Upsample>,
+}
+
+impl UpBlock {
+    /// The block at `loader`, the `index`-th from the lowest resolution.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, config: &UNetConfig, index: usize) -> Result<Self> {
+        let lowest = config.block_channels.len() - 1;
+        let resolution = lowest - index;
+        let channels = config.block_channels[resolution];
+        let below = config.block_channels[(resolution + 1).min(lowest)];
+        let above = config.block_channels[resolution.saturating_sub(1)];
+        let layers = (0..=config.layers_per_block)
+            .map(|layer| {
+                let hidden = if layer == 0 { below } else { channels };
+                let skip = if layer == config.layers_per_block { above } else { channels };
+                let resnet = loader.at("resnets").at(layer);
+                let attention = config.up_attention[index].then(|| {
+                    let shape = transformer_shape(config, resolution);
+                    Transformer::load(&loader.at("attentions").at(layer), shape)
+                });
+                Ok(Layer {
+                    resnet: ResnetBlock::load(
+                        &resnet,
+                        resnet_shape(config, hidden + skip, channels),
+                    )?,
+                    attention: attention.transpose()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let upsampler =
+            (resolution > 0).then(|| Upsample::load(&loader.at("upsamplers.0"), channels));
+        Ok(Self { layers, upsampler: upsampler.transpose()? })
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(Layer::bytes).sum::<usize>()
+            + self.upsampler.as_ref().map_or(0, Upsample::bytes)
+    }
+
+    /// The keys and values of the text for every attention, in `forward`'s order.
+    ///
+    /// # Errors
+    /// If `text` is not a contiguous [batch, tokens, text channels].
+    pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.attention.as_ref())
+            .try_for_each(|attention| attention.text_kv(text, into))
+    }
+
+    /// Runs the block on `x`, taking from `skips` what the way down left.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
+        &self,
+        mut x: Tensor,
+        skips: &mut Vec<Tensor>,
+        on: &mut Conditions<'_, I>,
+    ) -> Result<Tensor> {
+        for layer in &self.layers {
+            let skip = skips.pop().expect("each layer up has its counterpart on the way down");
+            x = layer.forward(&beside(&x, &skip)?, on)?;
+        }
+        match &self.upsampler {
+            Some(upsampler) => upsampler.forward(&x, on.exchange),
+            None => Ok(x),
+        }
+    }
+}
+
+/// Two images' channels side by side.
+fn beside(x: &Tensor, skip: &Tensor) -> Result<Tensor> {
+    let (batch, rows, columns, first) = x.dims4()?;
+    let second = skip.dim(3)?;
+    let mut out = vec![0.0; batch * rows * columns * (first + second)];
+    kernels::concat_channels(&mut out, &view(x)?, first, &view(skip)?, second);
+    tensor(out, (batch, rows, columns, first + second))
+}

@@ -1,0 +1,21 @@
+//! Patch parallelism: answers the model's [`Exchange`](crate::model::exchange::Exchange) from the
+//! other ranks of a run.
+//!
+//! - [`synchronous`] waits for this call's values of every peer: warm-up, `full-sync`, the decode.
+//! - [`displaced`] answers with the previous call's values and sends its own for the next one.
+//!
+//! Invariants, cited by tests:
+//! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values, waited
+//!   for; what a run computes does not depend on timing, fabric or order of arrival (S-5).
+//! - **P-2 two versions**: a displaced site consumes its peers' values before it posts its own, a
+//!   synchronous one posts before it consumes; so no slot ever has more than two versions that
+//!   are not consumed, told apart by the parity of the call.
+
+mod arena;
+pub mod displaced;
+pub mod mesh;
+pub mod synchronous;
+
+pub use displaced::Displaced;
+pub use mesh::{Mesh, Spent};
+pub use synchronous::Synchronous;

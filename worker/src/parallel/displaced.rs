@@ -1,0 +1,117 @@
+//! Answers of the previous call: peers' values were sent while they computed, so nobody waits.
+
+use super::mesh::Mesh;
+use super::synchronous::{
+    Synchronous, post_edges, post_moments, post_tokens, receive_edges, receive_moments,
+    receive_tokens, with_variance,
+};
+use crate::kernels::Moment;
+use crate::model::Result;
+use crate::model::exchange::{Exchange, Halo, Moments};
+use candle_core::Tensor;
+use protocol::{Call, Site};
+
+/// A displaced call.
+#[derive(Debug)]
+pub struct Displaced<'a> {
+    mesh: &'a mut Mesh,
+    call: Call,
+    before: Call,
+    last: bool,
+}
+
+impl<'a> Displaced<'a> {
+    /// Model call `call` on `mesh`, reading what was sent in the call `before` it. `last` says
+    /// that no call will read what this one would send.
+    pub fn new(mesh: &'a mut Mesh, call: Call, before: Call, last: bool) -> Self {
+        Self { mesh, call, before, last }
+    }
+}
+
+impl Exchange for Displaced<'_> {
+    fn halo(&mut self, site: Site, x: &Tensor, rows: usize) -> Result<Halo> {
+        if self.mesh.is_input(site) {
+            return Synchronous::new(self.mesh, self.call).halo(site, x, rows);
+        }
+        let halo = receive_edges(self.mesh, site, self.before, x, rows)?;
+        if !self.last {
+            post_edges(self.mesh, site, self.call, x, rows)?;
+        }
+        Ok(halo)
+    }
+
+    /// `corrected`: the mean of what all ranks had in the previous call, plus how the own band
+    /// changed since.
+    fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
+        let own_before = self.mesh.remember(site, own).unwrap_or_else(|| own.clone());
+        let stale = receive_moments(self.mesh, site, self.before, &own_before)?;
+        if !self.last {
+            post_moments(self.mesh, site, self.call, own)?;
+        }
+        let whole = corrected(&stale, &own_before, own);
+        Ok(with_variance(self.mesh.gn_variance(), own, whole))
+    }
+
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+        let all = receive_tokens(self.mesh, site, self.before, own)?;
+        if !self.last {
+            post_tokens(self.mesh, site, self.call, own)?;
+        }
+        Ok(all)
+    }
+}
+
+/// Mean and mean of squares of a group, in f64: a difference of large squares is taken below.
+fn raw(moments: &Moments, group: usize) -> (f64, f64) {
+    let moment = moments.groups[group];
+    let mean = f64::from(moment.mean);
+    (mean, f64::from(moment.m2) / moments.count + mean * mean)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "statistics cross layers as f32")]
+fn corrected(stale: &[Moments], own_before: &Moments, own: &Moments) -> Moments {
+    let count: f64 = stale.iter().map(|band| band.count).sum();
+    let groups = (0..own.groups.len()).map(|group| {
+        let (now, before) = (raw(own, group), raw(own_before, group));
+        let (mut mean, mut square) = (now.0 - before.0, now.1 - before.1);
+        for band in stale {
+            let (band_mean, band_square) = raw(band, group);
+            mean += band_mean * band.count / count;
+            square += band_square * band.count / count;
+        }
+        // The correction can overshoot; the own band's variance is then the better guess.
+        let own_variance = f64::from(own.groups[group].m2) / own.count;
+        let variance = Some(square - mean * mean).filter(|variance| *variance >= 0.0);
+        let variance = variance.unwrap_or(own_variance);
+        Moment { mean: mean as f32, m2: (variance * count) as f32 }
+    });
+    Moments { count, groups: groups.collect() }
+}
+
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test values are small")]
+mod tests {
+    use super::*;
+
+    fn moments(count: f64, mean: f32, variance: f32) -> Moments {
+        let m2 = variance * count as f32;
+        Moments { count, groups: vec![Moment { mean, m2 }] }
+    }
+
+    #[test]
+    fn s2_without_change_the_corrected_statistics_are_those_of_the_whole() {
+        let bands = [moments(8.0, 1.0, 2.0), moments(8.0, 3.0, 4.0)];
+        let whole = corrected(&bands, &bands[0], &bands[0]);
+        assert!((whole.groups[0].mean - 2.0).abs() < 1e-6);
+        assert!((f64::from(whole.groups[0].m2) / whole.count - 4.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_negative_variance_falls_back_to_the_own_bands() {
+        let before = moments(8.0, 10.0, 1.0);
+        let now = moments(8.0, 0.0, 0.5);
+        let bands = [before.clone(), moments(8.0, 9.0, 1.0)];
+        let whole = corrected(&bands, &before, &now);
+        assert!((f64::from(whole.groups[0].m2) / whole.count - 0.5).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,210 @@
+//! Every answer is of this call: peers' values are waited for.
+
+use super::mesh::{Mesh, rows_of};
+use crate::kernels::Moment;
+use crate::model::Result;
+use crate::model::exchange::{Exchange, Halo, Moments};
+use crate::model::nn::{tensor, view};
+use bytes::Bytes;
+use candle_core::Tensor;
+use protocol::job::GnVariance;
+use protocol::{Call, Rank, Site};
+
+/// A synchronous call.
+#[derive(Debug)]
+pub struct Synchronous<'a> {
+    mesh: &'a mut Mesh,
+    call: Call,
+}
+
+impl<'a> Synchronous<'a> {
+    /// Model call `call` on `mesh`.
+    pub fn new(mesh: &'a mut Mesh, call: Call) -> Self {
+        Self { mesh, call }
+    }
+}
+
+impl Exchange for Synchronous<'_> {
+    fn halo(&mut self, site: Site, x: &Tensor, rows: usize) -> Result<Halo> {
+        post_edges(self.mesh, site, self.call, x, rows)?;
+        receive_edges(self.mesh, site, self.call, x, rows)
+    }
+
+    fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
+        self.mesh.remember(site, own);
+        post_moments(self.mesh, site, self.call, own)?;
+        let all = receive_moments(self.mesh, site, self.call, own)?;
+        Ok(with_variance(self.mesh.gn_variance(), own, merge(&all)))
+    }
+
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+        post_tokens(self.mesh, site, self.call, own)?;
+        receive_tokens(self.mesh, site, self.call, own)
+    }
+}
+
+/// Sends the band's first rows to the rank above and its last to the one below.
+pub(super) fn post_edges(
+    mesh: &mut Mesh,
+    site: Site,
+    call: Call,
+    x: &Tensor,
+    rows: usize,
+) -> Result<()> {
+    let shape = x.dims4()?;
+    let values = view(x)?;
+    let (above, below) = mesh.neighbours();
+    if let Some(above) = above {
+        mesh.post(above, site, call, &rows_of(&values, shape, 0, rows))?;
+    }
+    if let Some(below) = below {
+        mesh.post(below, site, call, &rows_of(&values, shape, shape.1 - rows, rows))?;
+    }
+    Ok(())
+}
+
+/// The neighbours' edges as of `call`.
+pub(super) fn receive_edges(
+    mesh: &mut Mesh,
+    site: Site,
+    call: Call,
+    x: &Tensor,
+    rows: usize,
+) -> Result<Halo> {
+    let (batch, _, columns, channels) = x.dims4()?;
+    let shape = (batch, rows, columns, channels);
+    let (above, below) = mesh.neighbours();
+    let mut take = |peer: Option<Rank>| {
+        peer.map(|peer| mesh.receive_rows(peer, site, call, shape)).transpose()
+    };
+    Ok(Halo { above: take(above)?, below: take(below)? })
+}
+
+/// Sends the band's statistics to every rank: mean and squared deviations of each group.
+pub(super) fn post_moments(mesh: &mut Mesh, site: Site, call: Call, own: &Moments) -> Result<()> {
+    let values: Vec<f32> = own.groups.iter().flat_map(|moment| [moment.mean, moment.m2]).collect();
+    for peer in mesh.peers() {
+        mesh.post(peer, site, call, &values)?;
+    }
+    Ok(())
+}
+
+/// The statistics of every band as of `call`, in rank order; the own ones are `own`.
+pub(super) fn receive_moments(
+    mesh: &mut Mesh,
+    site: Site,
+    call: Call,
+    own: &Moments,
+) -> Result<Vec<Moments>> {
+    let mut all: Vec<Moments> = Vec::new();
+    for peer in mesh.peers() {
+        let bytes = mesh.receive(peer, site, call)?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..]);
+        let (pairs, _) = values.as_chunks::<2>();
+        let groups = pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect();
+        all.push(Moments { count: own.count * mesh.rows_over_own(peer), groups });
+    }
+    all.insert(mesh.rank().index(), own.clone());
+    Ok(all)
+}
+
+/// Statistics of all bands together, merged pairwise in rank order.
+#[expect(clippy::cast_possible_truncation, reason = "statistics cross layers as f32")]
+fn merge(all: &[Moments]) -> Moments {
+    let count = all.iter().map(|band| band.count).sum();
+    let merged = (0..all[0].groups.len()).map(|group| {
+        let mut seen = 0.0;
+        let (mut mean, mut m2) = (0.0, 0.0);
+        for band in all {
+            let moment = band.groups[group];
+            let delta = f64::from(moment.mean) - mean;
+            let both = seen + band.count;
+            mean += delta * band.count / both;
+            m2 += f64::from(moment.m2) + delta * delta * seen * band.count / both;
+            seen = both;
+        }
+        Moment { mean: mean as f32, m2: m2 as f32 }
+    });
+    Moments { count, groups: merged.collect() }
+}
+
+/// The variance as asked for: the reference code multiplies by N/(N-1) with the own band's N,
+/// also for statistics of the whole image.
+#[expect(clippy::cast_possible_truncation, reason = "statistics cross layers as f32")]
+pub(super) fn with_variance(variance: GnVariance, own: &Moments, mut whole: Moments) -> Moments {
+    if variance == GnVariance::Reference {
+        let factor = (own.count / (own.count - 1.0)) as f32;
+        whole.groups.iter_mut().for_each(|moment| moment.m2 *= factor);
+    }
+    whole
+}
+
+/// Sends the band's tokens to every rank.
+pub(super) fn post_tokens(mesh: &mut Mesh, site: Site, call: Call, own: &Tensor) -> Result<()> {
+    let values = view(own)?;
+    for peer in mesh.peers() {
+        mesh.post(peer, site, call, &values)?;
+    }
+    Ok(())
+}
+
+/// All tokens in rank order, the peers' as of `call`.
+pub(super) fn receive_tokens(
+    mesh: &mut Mesh,
+    site: Site,
+    call: Call,
+    own: &Tensor,
+) -> Result<Tensor> {
+    let (batch, _, channels) = own.dims3()?;
+    let values = view(own)?;
+    let mut parts: Vec<Bytes> = Vec::new();
+    for peer in mesh.peers() {
+        parts.push(mesh.receive(peer, site, call)?);
+    }
+    let own_bytes: &[u8] = bytemuck::cast_slice(&values);
+    let mut bands: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
+    bands.insert(mesh.rank().index(), own_bytes);
+    let total: usize = bands.iter().map(|band| band.len() / size_of::<f32>()).sum();
+    let mut out = vec![0.0_f32; total];
+    let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
+    for image in 0..batch {
+        for band in &bands {
+            let part = band.len() / batch;
+            let (head, tail) = rest.split_at_mut(part);
+            head.copy_from_slice(&band[image * part..(image + 1) * part]);
+            rest = tail;
+        }
+    }
+    tensor(out, (batch, total / batch / channels, channels))
+}
+
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "test values are small")]
+mod tests {
+    use super::*;
+
+    fn moments(values: &[f64]) -> Moments {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let m2 = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        Moments { count, groups: vec![Moment { mean: mean as f32, m2: m2 as f32 }] }
+    }
+
+    #[test]
+    fn merging_unequal_bands_gives_the_statistics_of_all_values() {
+        let values: Vec<f64> = (0..60).map(|index| 300.0 + f64::from(index * index % 17)).collect();
+        let merged =
+            merge(&[moments(&values[..10]), moments(&values[10..15]), moments(&values[15..])]);
+        let whole = moments(&values);
+        assert!((merged.count - 60.0).abs() < f64::EPSILON);
+        assert!((merged.groups[0].mean - whole.groups[0].mean).abs() < 1e-4);
+        assert!((merged.groups[0].m2 / whole.groups[0].m2 - 1.0).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_references_variance_is_that_of_the_local_count() {
+        let own = moments(&[1.0, 2.0, 3.0, 4.0, 5.0]);
+        let whole = with_variance(GnVariance::Reference, &own, own.clone());
+        assert!((whole.groups[0].m2 / own.groups[0].m2 - 1.25).abs() < 1e-6);
+    }
+}
