@@ -1,0 +1,43 @@
+//! The coordinator's actors: the only place in this crate with actix and listening sockets.
+
+pub mod session;
+pub mod supervisor;
+
+use actix::{Actor, Addr};
+use std::net::SocketAddr;
+use supervisor::Supervisor;
+use tokio::net::TcpListener;
+
+/// A coordinator running in this process.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    address: SocketAddr,
+    supervisor: Addr<Supervisor>,
+}
+
+impl Coordinator {
+    /// Starts a coordinator that listens on `address`; port 0 takes a free one. Must be called
+    /// inside an actix system.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn start(address: &str) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let supervisor = Supervisor::new().start();
+        actix::spawn(session::accept(listener, supervisor.clone()));
+        Ok(Self { address, supervisor })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends every job with `ShuttingDown`, and asks the workers to exit if `with_workers`.
+    pub async fn shut_down(&self, with_workers: bool) {
+        // A supervisor that is gone has nothing left to end.
+        self.supervisor.send(supervisor::ShutDown { with_workers }).await.ok();
+    }
+}

@@ -1,0 +1,64 @@
+//! The `coordinator` command.
+
+mod progress;
+mod request;
+mod serve;
+mod status;
+mod submit;
+
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Where a coordinator listens unless told otherwise.
+const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
+
+/// The exit code of a command that Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// Renders one diffusion image on many machines at once.
+#[derive(Debug, Parser)]
+#[command(name = "coordinator", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Render an image, on this machine alone or on a cluster.
+    Submit(Box<submit::SubmitArgs>),
+    /// Run a coordinator that workers join and commands submit to.
+    Serve(serve::ServeArgs),
+    /// Show a cluster's workers, model and jobs.
+    Status(status::StatusArgs),
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    let command = Cli::parse().command;
+    let outcome = actix::System::new().block_on(async {
+        match command {
+            Command::Submit(arguments) => submit::run(*arguments).await,
+            Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Status(arguments) => status::run(arguments).await,
+        }
+    });
+    outcome.unwrap_or_else(|error| {
+        // A closed standard error leaves nobody to tell.
+        drop(writeln!(std::io::stderr(), "error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Bytes in the unit that people read them in.
+#[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn human_bytes(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.iter().find(|(size, _)| bytes >= *size);
+    unit.map_or_else(
+        || format!("{bytes} B"),
+        |(size, name)| format!("{:.1} {name}", bytes as f64 / *size as f64),
+    )
+}

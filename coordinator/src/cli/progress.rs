@@ -1,0 +1,267 @@
+//! What `submit` shows while it waits: a bar on a terminal, lines in a pipe, JSON when asked.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use protocol::JobId;
+use protocol::message::{Event, Phase, WaitView};
+use serde_json::{Value, json};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// Lines in a pipe: one for each of this many parts of the steps.
+const LINES: u32 = 10;
+/// How often a bar redraws while nothing happens, so that its clock runs.
+const REDRAW: Duration = Duration::from_millis(200);
+
+/// Shows a job's events.
+#[derive(Debug)]
+pub(super) struct Progress {
+    style: Style,
+    seed: Option<u64>,
+    finished: Option<Finished>,
+    bands: usize,
+}
+
+#[derive(Debug)]
+enum Style {
+    Bar(ProgressBar),
+    Lines,
+    Json,
+    Quiet,
+}
+
+#[derive(Debug)]
+struct Finished {
+    seconds_per_step: f64,
+    seconds: f64,
+    waits: Vec<WaitView>,
+}
+
+impl Progress {
+    pub(super) fn new(json: bool, quiet: bool) -> Self {
+        let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
+        let style = match (json, quiet, terminal) {
+            (true, _, _) => Style::Json,
+            (_, true, _) => Style::Quiet,
+            (_, _, true) => Style::Bar(bar()),
+            _ => Style::Lines,
+        };
+        Self { style, seed: None, finished: None, bands: 0 }
+    }
+
+    pub(super) fn accepted(&mut self, job: JobId, ahead: u32) -> io::Result<()> {
+        match &self.style {
+            Style::Json => say(&json!({ "event": "accepted", "job": job, "ahead": ahead })),
+            Style::Lines if ahead > 0 => say(&format!("{job} waits behind {ahead} others")),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn event(&mut self, event: &Event) -> io::Result<()> {
+        self.note(event);
+        match &self.style {
+            Style::Json => say(&flat(event)),
+            Style::Quiet => Ok(()),
+            Style::Bar(bar) => {
+                draw(bar, event);
+                Ok(())
+            }
+            Style::Lines => line(event).map_or(Ok(()), |line| say(&line)),
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Started { spec, bands, .. } => {
+                self.seed = Some(spec.seed);
+                self.bands = bands.len();
+            }
+            Event::Finished { seconds_per_step, seconds, waits } => {
+                self.finished = Some(Finished {
+                    seconds_per_step: *seconds_per_step,
+                    seconds: *seconds,
+                    waits: waits.clone(),
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// The end: files, seed, speed, and what workers waited for each other.
+    pub(super) fn written(&self, image: &Path, latents: Option<&Path>) -> io::Result<()> {
+        let Some(finished) = &self.finished else { return Ok(()) };
+        match &self.style {
+            Style::Quiet => Ok(()),
+            Style::Json => say(&json!({
+                "event": "written", "file": image, "latents": latents, "seed": self.seed,
+            })),
+            Style::Bar(_) | Style::Lines => {
+                let seed = self.seed.unwrap_or_default();
+                say(&format!(
+                    "{}  seed {seed}, {:.3} s/step, {:.1} s in all",
+                    image.display(),
+                    finished.seconds_per_step,
+                    finished.seconds
+                ))?;
+                latents.map_or(Ok(()), |path| say(&format!("{}", path.display())))?;
+                if self.bands > 1 { say(&waits(finished)) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Style::Bar(bar) = &self.style {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn waits(finished: &Finished) -> String {
+    let each = finished.waits.iter().map(|wait| {
+        let share = 100.0 * wait.seconds / finished.seconds.max(f64::MIN_POSITIVE);
+        format!("{} {:.2} s ({share:.0} %)", wait.worker, wait.seconds)
+    });
+    format!("waited for peers: {}", each.collect::<Vec<_>>().join(", "))
+}
+
+/// Prints a line; a reader that went away is no reason to stop rendering.
+fn say(line: &impl std::fmt::Display) -> io::Result<()> {
+    match writeln!(io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// `{"step": {"call": 1}}` as `{"event": "step", "call": 1}`.
+fn flat(event: &Event) -> Value {
+    let Ok(Value::Object(tagged)) = serde_json::to_value(event) else { return Value::Null };
+    let mut flat = serde_json::Map::new();
+    for (name, fields) in tagged {
+        flat.insert("event".to_owned(), name.into());
+        if let Value::Object(fields) = fields {
+            flat.extend(fields);
+        }
+    }
+    Value::Object(flat)
+}
+
+fn line(event: &Event) -> Option<String> {
+    match event {
+        Event::Queued { ahead: 0, workers, wanted } if workers < wanted => {
+            Some(format!("waiting for workers: {workers} of {wanted} are there"))
+        }
+        Event::Queued { ahead, .. } if *ahead > 0 => Some(format!("waiting behind {ahead} others")),
+        Event::Started { spec, model, bands, .. } => Some(started(spec, model, bands.len())),
+        Event::Notice { text } => Some(format!("note: {text}")),
+        Event::Phase { phase } => Some(name(*phase).to_owned()),
+        Event::Step { call, calls, seconds, .. } => {
+            let part = |call: u32| u64::from(call) * u64::from(LINES) / u64::from(*calls).max(1);
+            let due = part(*call) > part(call - 1);
+            due.then(|| format!("step {call}/{calls}, {seconds:.3} s"))
+        }
+        _ => None,
+    }
+}
+
+fn started(spec: &protocol::job::JobSpec, model: &str, workers: usize) -> String {
+    let plural = if workers == 1 { "" } else { "s" };
+    format!(
+        "{model}, {}x{}, {} steps of {}, guidance {}, seed {}, {workers} worker{plural}, {}",
+        spec.width, spec.height, spec.steps, spec.scheduler, spec.guidance, spec.seed, spec.mode
+    )
+}
+
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::TextEncoding => "text encoding",
+        Phase::Denoising => "denoising",
+        Phase::Decoding => "decoding",
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(waiting_style());
+    bar.set_message("starting");
+    bar.enable_steady_tick(REDRAW);
+    bar
+}
+
+/// Templates that fit narrow terminals: `wide_` parts shrink to what is left.
+fn waiting_style() -> ProgressStyle {
+    template("{spinner} {wide_msg} {elapsed}")
+}
+
+fn step_style() -> ProgressStyle {
+    template("{msg} {pos}/{len} {wide_bar} {per_step} eta {eta}").with_key(
+        "per_step",
+        |state: &indicatif::ProgressState, out: &mut dyn std::fmt::Write| {
+            let rate = state.per_sec();
+            if rate > 0.0 {
+                // Nothing is lost if the bar cannot be drawn.
+                write!(out, "{:.2} s/it", 1.0 / rate).ok();
+            }
+        },
+    )
+}
+
+fn template(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is a constant")
+}
+
+fn draw(bar: &ProgressBar, event: &Event) {
+    match event {
+        Event::Step { call, calls, .. } => {
+            bar.set_length((*calls).into());
+            bar.set_position((*call).into());
+        }
+        Event::Phase { phase: Phase::Denoising } => {
+            bar.disable_steady_tick();
+            bar.reset();
+            bar.set_style(step_style());
+            bar.set_message(name(Phase::Denoising));
+        }
+        Event::Phase { phase } => {
+            bar.set_style(waiting_style());
+            bar.set_message(name(*phase));
+            bar.enable_steady_tick(REDRAW);
+        }
+        Event::Notice { .. } | Event::Started { .. } => {
+            if let Some(line) = line(event) {
+                bar.println(line);
+            }
+        }
+        Event::Queued { .. } => {
+            if let Some(line) = line(event) {
+                bar.set_message(line);
+            }
+        }
+        Event::Finished { .. } | Event::Failed { .. } => bar.finish_and_clear(),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_events_are_flat_and_named() {
+        let event = Event::Step { call: 3, calls: 30, seconds: 0.5, waited: 0.0 };
+        let wanted =
+            json!({ "event": "step", "call": 3, "calls": 30, "seconds": 0.5, "waited": 0.0 });
+        assert_eq!(flat(&event), wanted);
+    }
+
+    #[test]
+    fn a_pipe_gets_about_ten_lines_of_steps() {
+        for calls in [1, 2, 7, 30, 1000] {
+            let step = |call| Event::Step { call, calls, seconds: 0.1, waited: 0.0 };
+            let lines = (1..=calls).filter_map(|call| line(&step(call))).count();
+            assert!(lines <= 10 && lines >= usize::try_from(calls.min(10)).unwrap(), "{lines}");
+            assert!(line(&step(calls)).is_some(), "the last step has a line");
+        }
+    }
+}

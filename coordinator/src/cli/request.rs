@@ -1,0 +1,77 @@
+//! The options that say what to render.
+
+use protocol::job::{Dtype, GnVariance, JobRequest, Mode, Scheduler};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct RequestArgs {
+    /// What the image shows.
+    pub(super) prompt: String,
+    /// What it should not show.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) negative: Option<String>,
+    /// Sampler steps [default: 30].
+    #[arg(long, value_name = "N")]
+    steps: Option<u32>,
+    /// Classifier-free guidance scale; 1 turns guidance off [default: the model family's].
+    #[arg(long, value_name = "SCALE")]
+    guidance: Option<f32>,
+    /// Width in pixels [default: the model's native width].
+    #[arg(long, value_name = "PIXELS")]
+    width: Option<u32>,
+    /// Height in pixels [default: the model's native height].
+    #[arg(long, value_name = "PIXELS")]
+    height: Option<u32>,
+    /// Seed of the noise, which is that of torch's CPU generator [default: drawn].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Sampler: ddim, euler, euler-a, dpmpp-2m, dpmpp-2m-karras, unipc, heun, lcm or pndm
+    /// [default: the checkpoint's own].
+    #[arg(long, value_name = "NAME")]
+    scheduler: Option<Scheduler>,
+    /// The first K+1 model calls are synchronous.
+    #[arg(long, value_name = "K", default_value_t = 4)]
+    warmup: u32,
+    /// How workers exchange activations after the warm-up: corrected (one call old, statistics
+    /// corrected) or full-sync (exact).
+    #[arg(long, default_value_t = Mode::Corrected)]
+    mode: Mode,
+    /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).
+    #[arg(long, value_name = "KIND", default_value_t = GnVariance::Population)]
+    gn_variance: GnVariance,
+    /// The type weights are held in: auto, f32, f16 or bf16. On a cluster: the type its workers
+    /// must hold them in.
+    #[arg(long, value_name = "TYPE")]
+    pub(super) dtype: Option<Dtype>,
+    /// A checkpoint in the diffusers folder layout [default: the built-in emoji-xl]. On a cluster:
+    /// the name of the model that its workers must hold.
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: Option<PathBuf>,
+    /// How many of a cluster's workers render it [default: all].
+    #[arg(long, value_name = "N", conflicts_with = "local")]
+    workers: Option<u16>,
+}
+
+impl RequestArgs {
+    /// The request; `local` workers hold whatever model they are started with.
+    pub(super) fn request(&self, local: Option<u16>, stream_latents: bool) -> JobRequest {
+        let named = self.model.as_ref().filter(|_| local.is_none());
+        JobRequest {
+            prompt: self.prompt.clone(),
+            negative: self.negative.clone(),
+            width: self.width,
+            height: self.height,
+            steps: self.steps,
+            guidance: self.guidance,
+            seed: self.seed,
+            scheduler: self.scheduler,
+            warmup: self.warmup,
+            mode: self.mode,
+            gn_variance: self.gn_variance,
+            dtype: self.dtype.filter(|_| local.is_none()),
+            model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
+            workers: local.or(self.workers),
+            stream_latents,
+        }
+    }
+}

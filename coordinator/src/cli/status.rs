@@ -1,0 +1,82 @@
+//! `coordinator status`.
+
+use super::{ADDRESS_DEFAULT, human_bytes};
+use crate::client::Client;
+use protocol::message::{ClusterView, JobView, WorkerView};
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// The coordinator to ask.
+    #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT)]
+    coordinator: String,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: StatusArgs) -> anyhow::Result<ExitCode> {
+    let view = Client::connect(&arguments.coordinator).await?.status().await?;
+    let text = if arguments.json {
+        format!("{}\n", serde_json::to_string(&view)?)
+    } else {
+        describe(&arguments.coordinator, &view)
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn describe(address: &str, view: &ClusterView) -> String {
+    let up = Duration::from_secs(view.up_seconds);
+    let mut text = format!("coordinator {address}, release {}, up {up:?}\n", view.release);
+    text += &match &view.model {
+        None => "model       none yet: no worker has joined (worker join --coordinator ...)\n"
+            .to_owned(),
+        Some(card) => format!(
+            "model       {} ({}), {} of {} weights, digest {:.12}, native {}x{}\n",
+            card.name,
+            card.family,
+            human_bytes(card.weight_bytes),
+            card.dtype,
+            card.digest,
+            card.native.0,
+            card.native.1
+        ),
+    };
+    if !view.workers.is_empty() {
+        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS   MEMORY      DOES\n";
+        view.workers.iter().for_each(|worker| text += &worker_row(worker));
+    }
+    if !view.jobs.is_empty() {
+        text += "\nJOB         PROGRESS    PROMPT\n";
+        view.jobs.iter().for_each(|job| text += &job_row(job));
+    }
+    text
+}
+
+fn worker_row(worker: &WorkerView) -> String {
+    let does =
+        worker.busy.map_or_else(|| "idle".to_owned(), |(job, rank)| format!("{job}, {rank}"));
+    format!(
+        "{:<11} {:<21} {:<22} {:<8} {:<9} {:<11} {does}\n",
+        worker.id.to_string(),
+        worker.name,
+        worker.address.to_string(),
+        worker.threads,
+        worker.kernels,
+        human_bytes(worker.resident_bytes)
+    )
+}
+
+fn job_row(job: &JobView) -> String {
+    let progress = match job.progress {
+        None => "waiting".to_owned(),
+        Some((_, 0)) => "starting".to_owned(),
+        Some((done, calls)) => format!("{done}/{calls}"),
+    };
+    format!("{:<11} {progress:<11} {}\n", job.id.to_string(), job.prompt)
+}

@@ -1,0 +1,122 @@
+//! A command's connection to a coordinator.
+
+use bytes::Bytes;
+use protocol::codec::Limits;
+use protocol::handshake::{hello, read_greeting};
+use protocol::job::JobRequest;
+use protocol::message::{ClusterView, FromClient, Role, ToClient};
+use protocol::transport::stream::{FrameReader, FrameWriter};
+use protocol::{Fault, JobId};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+/// How long a coordinator may take to answer: it greets before it does anything else.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Why a coordinator could not be talked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers there.
+    #[error(
+        "no coordinator answers at {address}: {cause}; start one with `coordinator serve`, or \
+         render on this machine alone with `--local N`"
+    )]
+    Absent {
+        /// Where it was looked for.
+        address: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// It refused.
+    #[error(transparent)]
+    Refused(#[from] Fault),
+    /// The connection broke.
+    #[error("lost the coordinator at {address}: {cause}")]
+    Lost {
+        /// Where it was.
+        address: String,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+/// A connection to a coordinator.
+#[derive(Debug)]
+pub struct Client {
+    address: String,
+    reader: FrameReader<OwnedReadHalf>,
+    writer: FrameWriter<OwnedWriteHalf>,
+}
+
+impl Client {
+    /// Connects to the coordinator at `address` (`HOST:PORT`).
+    ///
+    /// # Errors
+    /// If nobody answers within [`PATIENCE`], or the coordinator is of another release.
+    pub async fn connect(address: &str) -> Result<Self, ClientError> {
+        let absent = |cause: String| ClientError::Absent { address: address.to_owned(), cause };
+        match timeout(PATIENCE, Self::greet(address)).await {
+            Ok(connected) => connected,
+            Err(_) => Err(absent(format!("no answer within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    async fn greet(address: &str) -> Result<Self, ClientError> {
+        let absent = |cause: &dyn std::fmt::Display| ClientError::Absent {
+            address: address.to_owned(),
+            cause: cause.to_string(),
+        };
+        let stream = TcpStream::connect(address).await.map_err(|error| absent(&error))?;
+        stream.set_nodelay(true).map_err(|error| absent(&error))?;
+        let (read, write) = stream.into_split();
+        let mut reader = FrameReader::new(read, Limits::CONTROL);
+        let mut writer = FrameWriter::new(write, Limits::NO_PAYLOAD);
+        writer.send(&hello(Role::Client), &[]).await.map_err(|error| absent(&error))?;
+        let frame = reader.next_frame().await.map_err(|error| absent(&error))?;
+        let frame = frame.ok_or_else(|| absent(&"it closed the connection"))?;
+        read_greeting(&frame.body)?;
+        Ok(Self { address: address.to_owned(), reader, writer })
+    }
+
+    fn lost(&self, cause: &dyn std::fmt::Display) -> ClientError {
+        ClientError::Lost { address: self.address.clone(), cause: cause.to_string() }
+    }
+
+    /// Submits a job; its events come from [`Self::next`]. Dropping the connection cancels it.
+    ///
+    /// # Errors
+    /// If the coordinator does not take the job, or is lost.
+    pub async fn submit(&mut self, request: JobRequest) -> Result<(JobId, u32), ClientError> {
+        let submit = FromClient::Submit(Box::new(request));
+        self.writer.send(&submit, &[]).await.map_err(|error| self.lost(&error))?;
+        match self.next().await?.0 {
+            ToClient::Accepted { job, ahead } => Ok((job, ahead)),
+            ToClient::Refused(fault) => Err(fault.into()),
+            other => Err(self.lost(&format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Asks how the cluster is.
+    ///
+    /// # Errors
+    /// If the coordinator is lost.
+    pub async fn status(&mut self) -> Result<ClusterView, ClientError> {
+        self.writer.send(&FromClient::Status, &[]).await.map_err(|error| self.lost(&error))?;
+        match self.next().await?.0 {
+            ToClient::Cluster(view) => Ok(*view),
+            other => Err(self.lost(&format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// The next message and its payload.
+    ///
+    /// # Errors
+    /// If the coordinator is lost.
+    pub async fn next(&mut self) -> Result<(ToClient, Bytes), ClientError> {
+        let next = self.reader.next::<ToClient>().await;
+        next.map_err(|error| self.lost(&error))?
+            .ok_or_else(|| self.lost(&"it closed the connection"))
+    }
+}

@@ -1,0 +1,4 @@
+//! Who is in the cluster. Pure: time is given.
+
+pub mod failure;
+pub mod registry;

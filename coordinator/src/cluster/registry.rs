@@ -1,0 +1,208 @@
+//! The workers, the model they all hold, and what each is doing.
+
+use crate::planner::Candidate;
+use protocol::job::ModelCard;
+use protocol::message::{Join, WorkerView};
+use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+/// The most workers: more than any plan can use, few enough to list.
+pub const WORKERS_MAX: usize = 1024;
+
+/// The cluster's members.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    members: BTreeMap<WorkerId, Member>,
+    joined: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    join: Join,
+    address: SocketAddr,
+    resident_bytes: u64,
+    busy: Option<(RunId, Rank)>,
+}
+
+impl Registry {
+    /// Lets a worker in that called from `peer`.
+    ///
+    /// # Errors
+    /// `ModelMismatch` if the others hold another model.
+    pub fn admit(&mut self, join: Join, peer: IpAddr) -> Result<WorkerId, Fault> {
+        if let Some(card) = self.model().filter(|card| !same_model(card, &join.model)) {
+            return Err(Fault::new(FaultKind::ModelMismatch, mismatch(card, &join.model)));
+        }
+        if self.members.len() >= WORKERS_MAX {
+            let cause = format!("the cluster has {WORKERS_MAX} workers already");
+            return Err(Fault::new(FaultKind::QueueFull, cause));
+        }
+        self.joined += 1;
+        let worker = WorkerId(self.joined);
+        let mut address = join.listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(peer);
+        }
+        let resident_bytes = join.resident_bytes;
+        self.members.insert(worker, Member { join, address, resident_bytes, busy: None });
+        Ok(worker)
+    }
+
+    /// A worker left; its name and address, if it was there.
+    pub fn remove(&mut self, worker: WorkerId) -> Option<(String, SocketAddr)> {
+        self.members.remove(&worker).map(|member| (member.join.name, member.address))
+    }
+
+    /// The model that all workers hold; None while there are none.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelCard> {
+        self.members.values().next().map(|member| &member.join.model)
+    }
+
+    /// How many workers there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// The workers that do nothing, in the order they joined.
+    #[must_use]
+    pub fn idle(&self) -> Vec<Candidate> {
+        let idle = self.members.iter().filter(|(_, member)| member.busy.is_none());
+        idle.map(|(worker, member)| Candidate {
+            worker: *worker,
+            name: member.join.name.clone(),
+            address: member.address,
+        })
+        .collect()
+    }
+
+    /// `worker` starts on a run.
+    pub fn assign(&mut self, worker: WorkerId, run: RunId, rank: Rank) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.busy = Some((run, rank));
+        }
+    }
+
+    /// The run and rank of `worker`, if it is busy.
+    #[must_use]
+    pub fn busy(&self, worker: WorkerId) -> Option<(RunId, Rank)> {
+        self.members.get(&worker).and_then(|member| member.busy)
+    }
+
+    /// The workers that are busy with `run`.
+    #[must_use]
+    pub fn busy_with(&self, run: RunId) -> Vec<WorkerId> {
+        let on_it = |member: &Member| member.busy.is_some_and(|(busy, _)| busy == run);
+        let busy = self.members.iter().filter(|(_, member)| on_it(member));
+        busy.map(|(worker, _)| *worker).collect()
+    }
+
+    /// `worker` is done with `run`.
+    pub fn release(&mut self, worker: WorkerId, run: RunId) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.busy = member.busy.filter(|(busy, _)| *busy != run);
+        }
+    }
+
+    /// `worker` said how much memory it uses.
+    pub fn resident(&mut self, worker: WorkerId, bytes: u64) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.resident_bytes = bytes;
+        }
+    }
+
+    /// The members, as people see them.
+    #[must_use]
+    pub fn views(&self) -> Vec<WorkerView> {
+        let view = |(id, member): (&WorkerId, &Member)| WorkerView {
+            id: *id,
+            name: member.join.name.clone(),
+            address: member.address,
+            threads: member.join.threads,
+            kernels: member.join.kernels.clone(),
+            resident_bytes: member.resident_bytes,
+            busy: member.busy.map(|(run, rank)| (run.job, rank)),
+        };
+        self.members.iter().map(view).collect()
+    }
+}
+
+fn same_model(one: &ModelCard, other: &ModelCard) -> bool {
+    (&one.digest, one.dtype) == (&other.digest, other.dtype)
+}
+
+fn mismatch(cluster: &ModelCard, worker: &ModelCard) -> String {
+    let describe = |card: &ModelCard| {
+        let digest: String = card.digest.chars().take(12).collect();
+        format!("{} ({digest}, {})", card.name, card.dtype)
+    };
+    format!(
+        "this worker holds the model {}, the cluster's workers hold {}: start it with the same \
+         --model and --dtype",
+        describe(worker),
+        describe(cluster)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::tests::card;
+    use std::net::Ipv4Addr;
+
+    const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
+
+    fn join(name: &str) -> Join {
+        Join {
+            name: name.to_owned(),
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5000)),
+            model: card(),
+            threads: 1,
+            kernels: "portable".to_owned(),
+            resident_bytes: 1,
+        }
+    }
+
+    #[test]
+    fn an_unspecified_address_becomes_the_callers() {
+        let mut registry = Registry::default();
+        registry.admit(join("a"), PEER).unwrap();
+        assert_eq!(registry.views()[0].address, SocketAddr::from((PEER, 5000)));
+    }
+
+    #[test]
+    fn another_model_is_refused_with_both_named_until_no_worker_is_left() {
+        let mut registry = Registry::default();
+        let first = registry.admit(join("a"), PEER).unwrap();
+        let mut other = join("b");
+        other.model.name = "other".to_owned();
+        other.model.digest = "cd".repeat(32);
+        let fault = registry.admit(other.clone(), PEER).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::ModelMismatch);
+        assert!(fault.cause.contains("other (cdcdcdcdcdcd"), "{fault}");
+        assert!(fault.cause.contains("tiny (abababababab"), "{fault}");
+        registry.remove(first);
+        assert!(registry.admit(other, PEER).is_ok());
+    }
+
+    #[test]
+    fn a_worker_is_busy_until_it_is_released_from_that_run() {
+        let mut registry = Registry::default();
+        let worker = registry.admit(join("a"), PEER).unwrap();
+        let run = RunId::default();
+        registry.assign(worker, run, Rank(0));
+        assert!(registry.idle().is_empty());
+        registry.release(worker, RunId { job: protocol::JobId(9), ..run });
+        assert_eq!(registry.busy_with(run), [worker]);
+        registry.release(worker, run);
+        assert_eq!(registry.idle().len(), 1);
+    }
+}

@@ -1,0 +1,280 @@
+//! A job being rendered: what every rank has done, and the bands put together.
+
+use bytes::{Bytes, BytesMut};
+use protocol::message::{Event, Phase, ToCoordinator, WaitView};
+use protocol::plan::Plan;
+use protocol::{Fault, FaultKind, Rank};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Bytes of one value of a latent: f32.
+const VALUE_BYTES: usize = 4;
+
+/// The progress of one run.
+///
+/// Ranks report in their own time; an [`Event`] is due when the last of them did.
+#[derive(Debug)]
+pub struct RunState {
+    plan: Plan,
+    stream_latents: bool,
+    started: Duration,
+    ranks: Vec<RankState>,
+    steps: BTreeMap<u32, Vec<Step>>,
+    calls: u32,
+    steps_done: u32,
+    step_seconds: f64,
+}
+
+/// What one rank has done.
+#[derive(Clone, Debug, Default)]
+struct RankState {
+    phase: Option<Phase>,
+    pixels: Option<Bytes>,
+    waited_us: u64,
+    posted_bytes: u64,
+}
+
+/// One rank's report of one model call.
+#[derive(Clone, Debug)]
+struct Step {
+    rank: Rank,
+    took_us: u64,
+    waited_us: u64,
+    latent: Bytes,
+}
+
+/// An event and its payload.
+pub type Due = (Event, Bytes);
+
+impl RunState {
+    /// A run of `plan` that starts `now`.
+    #[must_use]
+    pub fn new(plan: Plan, stream_latents: bool, now: Duration) -> Self {
+        Self {
+            stream_latents,
+            started: now,
+            ranks: vec![RankState::default(); plan.world_size()],
+            steps: BTreeMap::new(),
+            calls: 0,
+            steps_done: 0,
+            step_seconds: 0.0,
+            plan,
+        }
+    }
+
+    /// Who renders what.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Model calls that all ranks have done, and all there are; None before the first.
+    #[must_use]
+    pub fn progress(&self) -> Option<(u32, u32)> {
+        (self.calls > 0).then_some((self.steps_done, self.calls))
+    }
+
+    /// Whether `rank` has done its part.
+    #[must_use]
+    pub fn is_done(&self, rank: Rank) -> bool {
+        self.ranks.get(rank.index()).is_some_and(|rank| rank.pixels.is_some())
+    }
+
+    /// What `rank` said; the event that this makes due, if any.
+    ///
+    /// # Errors
+    /// If the message is not one of a rank that renders as planned.
+    pub fn handle(
+        &mut self,
+        rank: Rank,
+        message: ToCoordinator,
+        payload: Bytes,
+        now: Duration,
+    ) -> Result<Option<Due>, Fault> {
+        match message {
+            ToCoordinator::Notice { text, .. } => Ok(Some((Event::Notice { text }, Bytes::new()))),
+            ToCoordinator::Entered { phase, .. } => Ok(self.entered(rank, phase)),
+            ToCoordinator::Stepped { call, calls, took_us, waited_us, posted_bytes, .. } => {
+                self.calls = calls;
+                self.ranks[rank.index()].waited_us += waited_us;
+                self.ranks[rank.index()].posted_bytes += posted_bytes;
+                let step = Step { rank, took_us, waited_us, latent: payload };
+                self.stepped(call, step)
+            }
+            ToCoordinator::Decoded { waited_us, .. } => {
+                self.ranks[rank.index()].waited_us += waited_us;
+                self.decoded(rank, payload, now)
+            }
+            ToCoordinator::Alive { .. }
+            | ToCoordinator::Failed { .. }
+            | ToCoordinator::Aborted { .. } => Ok(None),
+        }
+    }
+
+    fn entered(&mut self, rank: Rank, phase: Phase) -> Option<Due> {
+        self.ranks[rank.index()].phase = Some(phase);
+        let all = self.ranks.iter().all(|rank| rank.phase >= Some(phase));
+        all.then(|| (Event::Phase { phase }, Bytes::new()))
+    }
+
+    fn stepped(&mut self, call: u32, step: Step) -> Result<Option<Due>, Fault> {
+        let geometry = self.plan.geometry;
+        let values = size(geometry.channels) * size(geometry.columns) * self.rows(step.rank);
+        check_len(step.rank, step.latent.len(), values * VALUE_BYTES)?;
+        let steps = self.steps.entry(call).or_default();
+        steps.push(step);
+        if steps.len() < self.ranks.len() {
+            return Ok(None);
+        }
+        let mut steps = self.steps.remove(&call).unwrap_or_default();
+        steps.sort_by_key(|step| step.rank);
+        let seconds = seconds_of(steps.iter().map(|step| step.took_us).max());
+        let waited = seconds_of(steps.iter().map(|step| step.waited_us).max());
+        self.steps_done = self.steps_done.max(call + 1);
+        self.step_seconds += seconds;
+        let payload = if self.stream_latents { self.whole_latent(&steps) } else { Bytes::new() };
+        let event = Event::Step { call: call + 1, calls: self.calls, seconds, waited };
+        Ok(Some((event, payload)))
+    }
+
+    /// Bands [channels, band rows, columns] put together as [channels, rows, columns].
+    fn whole_latent(&self, steps: &[Step]) -> Bytes {
+        let row = size(self.plan.geometry.columns) * VALUE_BYTES;
+        let mut whole = BytesMut::new();
+        for channel in 0..size(self.plan.geometry.channels) {
+            for step in steps {
+                let plane = self.rows(step.rank) * row;
+                whole.extend_from_slice(&step.latent[channel * plane..(channel + 1) * plane]);
+            }
+        }
+        whole.freeze()
+    }
+
+    fn decoded(&mut self, rank: Rank, pixels: Bytes, now: Duration) -> Result<Option<Due>, Fault> {
+        let factor = size(self.plan.geometry.vae_factor);
+        let wanted = self.rows(rank) * factor * size(self.plan.spec.width) * 3;
+        check_len(rank, pixels.len(), wanted)?;
+        self.ranks[rank.index()].pixels = Some(pixels);
+        let bands: Vec<&Bytes> =
+            self.ranks.iter().filter_map(|rank| rank.pixels.as_ref()).collect();
+        if bands.len() < self.ranks.len() {
+            return Ok(None);
+        }
+        let mut image = BytesMut::with_capacity(bands.iter().map(|band| band.len()).sum());
+        bands.iter().for_each(|band| image.extend_from_slice(band));
+        Ok(Some((self.finished(now), image.freeze())))
+    }
+
+    fn finished(&self, now: Duration) -> Event {
+        let waits = self.ranks.iter().zip(&self.plan.members).zip(0..);
+        let waits = waits.map(|((rank, member), number)| WaitView {
+            rank: number,
+            worker: member.name.clone(),
+            seconds: seconds_of(Some(rank.waited_us)),
+            posted_bytes: rank.posted_bytes,
+        });
+        Event::Finished {
+            seconds_per_step: self.step_seconds / f64::from(self.steps_done.max(1)),
+            seconds: now.saturating_sub(self.started).as_secs_f64(),
+            waits: waits.collect(),
+        }
+    }
+
+    fn rows(&self, rank: Rank) -> usize {
+        self.plan.band(rank).map_or(0, |band| size(band.rows))
+    }
+}
+
+fn check_len(rank: Rank, got: usize, wanted: usize) -> Result<(), Fault> {
+    if got == wanted {
+        return Ok(());
+    }
+    let cause = format!("sent a band of {got} bytes instead of {wanted}");
+    Err(Fault::new(FaultKind::Protocol, cause).on(rank))
+}
+
+fn seconds_of(us: Option<u64>) -> f64 {
+    Duration::from_micros(us.unwrap_or(0)).as_secs_f64()
+}
+
+fn size(value: u32) -> usize {
+    usize::try_from(value).expect("this program needs at least 32-bit addresses")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::tests::plan;
+
+    fn stepped(state: &RunState, rank: u16, call: u32, fill: u8) -> (ToCoordinator, Bytes) {
+        let geometry = state.plan.geometry;
+        let band = size(geometry.channels) * size(geometry.columns) * state.rows(Rank(rank));
+        let message = ToCoordinator::Stepped {
+            run: state.plan.run,
+            call,
+            calls: 2,
+            took_us: 1_000_000 * u64::from(rank + 1),
+            waited_us: 500_000,
+            posted_bytes: 7,
+        };
+        (message, Bytes::from(vec![fill; band * VALUE_BYTES]))
+    }
+
+    #[test]
+    fn a_step_is_due_when_the_last_rank_did_it_and_bands_are_put_together_by_channel() {
+        let mut state = RunState::new(plan(2), true, Duration::ZERO);
+        let (message, payload) = stepped(&state, 1, 0, 2);
+        assert_eq!(state.handle(Rank(1), message, payload, Duration::ZERO), Ok(None));
+        let (message, payload) = stepped(&state, 0, 0, 1);
+        let due = state.handle(Rank(0), message, payload, Duration::ZERO).unwrap();
+        let (event, latent) = due.unwrap();
+        assert_eq!(event, Event::Step { call: 1, calls: 2, seconds: 2.0, waited: 0.5 });
+        let geometry = state.plan.geometry;
+        let plane = size(geometry.rows * geometry.columns) * VALUE_BYTES;
+        assert_eq!(latent.len(), plane * size(geometry.channels));
+        for channel in latent.chunks(plane) {
+            assert!(channel[..plane / 2].iter().all(|byte| *byte == 1));
+            assert!(channel[plane / 2..].iter().all(|byte| *byte == 2));
+        }
+        assert_eq!(state.progress(), Some((1, 2)));
+    }
+
+    #[test]
+    fn a_phase_is_due_once_when_all_ranks_entered_it() {
+        let mut state = RunState::new(plan(2), false, Duration::ZERO);
+        let run = state.plan.run;
+        let entered = |phase| ToCoordinator::Entered { run, phase };
+        let mut say = |rank, phase| {
+            state.handle(Rank(rank), entered(phase), Bytes::new(), Duration::ZERO).unwrap()
+        };
+        assert!(say(0, Phase::TextEncoding).is_none());
+        assert!(say(0, Phase::Denoising).is_none());
+        let due = say(1, Phase::TextEncoding).map(|(event, _)| event);
+        assert_eq!(due, Some(Event::Phase { phase: Phase::TextEncoding }));
+        assert!(say(1, Phase::Denoising).is_some());
+    }
+
+    #[test]
+    fn the_image_is_the_bands_from_top_to_bottom() {
+        let mut state = RunState::new(plan(2), false, Duration::from_secs(1));
+        let half = size(state.plan.spec.width * state.plan.spec.height) * 3 / 2;
+        let run = state.plan.run;
+        let decoded = || ToCoordinator::Decoded { run, took_us: 1, waited_us: 1 };
+        let lower = Bytes::from(vec![9; half]);
+        let upper = Bytes::from(vec![4; half]);
+        let now = Duration::from_secs(3);
+        assert_eq!(state.handle(Rank(1), decoded(), lower, now), Ok(None));
+        let (event, image) = state.handle(Rank(0), decoded(), upper, now).unwrap().unwrap();
+        assert!(matches!(event, Event::Finished { seconds, .. } if (seconds - 2.0).abs() < 1e-9));
+        assert_eq!((image[0], image[half - 1], image[half], image.len()), (4, 4, 9, 2 * half));
+    }
+
+    #[test]
+    fn a_band_of_the_wrong_size_is_a_fault() {
+        let mut state = RunState::new(plan(2), false, Duration::ZERO);
+        let (message, payload) = stepped(&state, 0, 0, 1);
+        let short = payload.slice(1..);
+        let fault = state.handle(Rank(0), message, short, Duration::ZERO).unwrap_err();
+        assert_eq!((fault.kind, fault.rank), (FaultKind::Protocol, Some(Rank(0))));
+    }
+}

@@ -1,0 +1,3 @@
+//! Starting workers.
+
+pub mod local;

@@ -1,0 +1,200 @@
+//! A coordinator in this process and workers beside it, for one image.
+
+use crate::actor::Coordinator;
+use protocol::job::Dtype;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+/// Names the worker binary if it is not beside the coordinator's.
+const WORKER_VARIABLE: &str = "TESSERA_WORKER";
+/// Lines kept of what a worker logs: enough to see why it died.
+const LOG_LINES_MAX: usize = 20;
+/// How long workers may take to exit before they are killed: they have nothing to save.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the workers are looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What local workers are started with.
+#[derive(Clone, Debug)]
+pub struct LocalWorkers {
+    /// How many.
+    pub count: NonZeroU16,
+    /// Compute threads of each; None shares this machine's cores out.
+    pub threads: Option<NonZeroU16>,
+    /// The checkpoint; None is the built-in one.
+    pub model: Option<PathBuf>,
+    /// The type weights are held in.
+    pub dtype: Option<Dtype>,
+}
+
+/// Why a local cluster does not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// There is no worker binary.
+    #[error(
+        "no worker binary at {}: build it with `cargo build --release`, or name it in \
+         {WORKER_VARIABLE}", .0.display()
+    )]
+    NoBinary(PathBuf),
+    /// A process or a port cannot be had.
+    #[error("cannot start {what}: {cause}")]
+    Start {
+        /// What was to be started.
+        what: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// A worker ended before the image was there.
+    #[error("worker {number} (process {process}) ended unexpectedly: {status}{log}")]
+    WorkerDied {
+        /// Which of them.
+        number: usize,
+        /// Its process number.
+        process: u32,
+        /// How it ended.
+        status: ExitStatus,
+        /// The last lines it logged.
+        log: String,
+    },
+}
+
+/// A coordinator and its workers. Workers end with this process however it ends: they watch their
+/// standard input, which the system closes.
+#[derive(Debug)]
+pub struct LocalCluster {
+    coordinator: Coordinator,
+    workers: Vec<Worker>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    child: Child,
+    process: u32,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl LocalCluster {
+    /// Starts a coordinator on a free port and its workers.
+    ///
+    /// # Errors
+    /// If there is no worker binary, or a process cannot be started.
+    pub async fn start(options: &LocalWorkers) -> Result<Self, LaunchError> {
+        let binary = worker_binary()?;
+        let refused = |what: &str, error: &std::io::Error| LaunchError::Start {
+            what: what.to_owned(),
+            cause: error.to_string(),
+        };
+        let coordinator = Coordinator::start("127.0.0.1:0")
+            .await
+            .map_err(|error| refused("a coordinator", &error))?;
+        let mut workers = Vec::new();
+        for _ in 0..options.count.get() {
+            let command = worker_command(&binary, coordinator.address(), options);
+            let what = binary.display().to_string();
+            workers.push(Worker::start(command).map_err(|error| refused(&what, &error))?);
+        }
+        Ok(Self { coordinator, workers })
+    }
+
+    /// Where the coordinator listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.coordinator.address()
+    }
+
+    /// Waits until a worker ends, which none should before [`Self::stop`].
+    pub async fn worker_died(&mut self) -> LaunchError {
+        loop {
+            for (number, worker) in self.workers.iter_mut().enumerate() {
+                if let Ok(Some(status)) = worker.child.try_wait() {
+                    // What it logged last may still be on its way.
+                    sleep(LOOK).await;
+                    let (process, log) = (worker.process, worker.log());
+                    return LaunchError::WorkerDied { number, process, status, log };
+                }
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Ends the workers and waits until they are gone.
+    pub async fn stop(mut self) {
+        for worker in &mut self.workers {
+            drop(worker.child.stdin.take());
+        }
+        for worker in &mut self.workers {
+            if timeout(EXIT_PATIENCE, worker.child.wait()).await.is_err() {
+                // It may have ended between the two; either way it is gone after this.
+                drop(worker.child.kill().await);
+            }
+        }
+        self.coordinator.shut_down(false).await;
+    }
+}
+
+impl Worker {
+    fn start(mut command: Command) -> std::io::Result<Self> {
+        let mut child = command.spawn()?;
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(stderr) = child.stderr.take() {
+            let log = Arc::clone(&log);
+            actix::spawn(async move {
+                let mut lines = BufReader::new(stderr).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                    log.push_back(line);
+                    while log.len() > LOG_LINES_MAX {
+                        log.pop_front();
+                    }
+                }
+            });
+        }
+        let process = child.id().unwrap_or_default();
+        Ok(Self { child, process, log })
+    }
+
+    fn log(&self) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().map(|line| format!("\n  {line}")).collect()
+    }
+}
+
+fn worker_binary() -> Result<PathBuf, LaunchError> {
+    let beside = || {
+        let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("coordinator"));
+        own.with_file_name("worker")
+    };
+    let path = std::env::var_os(WORKER_VARIABLE).map_or_else(beside, PathBuf::from);
+    if path.is_file() { Ok(path) } else { Err(LaunchError::NoBinary(path)) }
+}
+
+fn worker_command(binary: &PathBuf, coordinator: SocketAddr, options: &LocalWorkers) -> Command {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let shared = (cores / usize::from(options.count.get())).max(1);
+    let threads = options.threads.map_or(shared, |threads| threads.get().into());
+    let mut command = Command::new(binary);
+    command
+        .arg("join")
+        .args(["--coordinator", &coordinator.to_string(), "--listen", "127.0.0.1:0"])
+        .args(["--threads", &threads.to_string(), "--with-parent"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if let Some(model) = &options.model {
+        command.arg("--model").arg(model);
+    }
+    if let Some(dtype) = options.dtype {
+        command.args(["--dtype", dtype.name()]);
+    }
+    command
+}

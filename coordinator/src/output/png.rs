@@ -1,0 +1,151 @@
+//! PNG files that carry what they were made with.
+
+use super::{WriteError, write_whole};
+use png::{BitDepth, ColorType, Encoder};
+use protocol::job::{JobSpec, Scheduler};
+use protocol::message::BandView;
+use serde::Serialize;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// What an image was made with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Parameters {
+    /// Every value of the job.
+    #[serde(flatten)]
+    pub spec: JobSpec,
+    /// The model's name.
+    pub model: String,
+    /// How many workers rendered it.
+    pub workers: usize,
+    /// Who rendered which rows.
+    pub bands: Vec<BandView>,
+    /// The release that rendered it.
+    pub release: String,
+}
+
+impl Parameters {
+    /// The text that AUTOMATIC1111's web UI writes under `parameters` and galleries read.
+    #[must_use]
+    pub fn automatic(&self) -> String {
+        let spec = &self.spec;
+        let mut text = spec.prompt.clone();
+        if let Some(negative) = &spec.negative {
+            text += &format!("\nNegative prompt: {negative}");
+        }
+        text + &format!(
+            "\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, \
+             Workers: {}, Mode: {}, Warmup: {}, Version: tessera {}",
+            spec.steps,
+            sampler(spec.scheduler),
+            spec.guidance,
+            spec.seed,
+            spec.width,
+            spec.height,
+            self.model,
+            self.workers,
+            spec.mode,
+            spec.warmup,
+            self.release
+        )
+    }
+}
+
+/// The sampler's name in galleries.
+fn sampler(scheduler: Scheduler) -> &'static str {
+    match scheduler {
+        Scheduler::Ddim => "DDIM",
+        Scheduler::Euler => "Euler",
+        Scheduler::EulerA => "Euler a",
+        Scheduler::Dpmpp2m => "DPM++ 2M",
+        Scheduler::Dpmpp2mKarras => "DPM++ 2M Karras",
+        Scheduler::Unipc => "UniPC",
+        Scheduler::Heun => "Heun",
+        Scheduler::Lcm => "LCM",
+        Scheduler::Pndm => "PLMS",
+    }
+}
+
+/// Writes RGB bytes [height, width, 3] to `path`, with `parameters` in text chunks: `parameters`
+/// for galleries, `tessera` as JSON.
+///
+/// # Errors
+/// If the file cannot be written; then nothing is left behind.
+pub fn write_png(path: &Path, pixels: &[u8], parameters: &Parameters) -> Result<(), WriteError> {
+    write_whole(path, |out| encode(out, pixels, parameters).map_err(io::Error::other))
+}
+
+fn encode(
+    out: &mut dyn Write,
+    pixels: &[u8],
+    parameters: &Parameters,
+) -> Result<(), png::EncodingError> {
+    let mut encoder = Encoder::new(out, parameters.spec.width, parameters.spec.height);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    let text = parameters.automatic();
+    // The older chunk holds Latin-1 only, and is what the most readers know.
+    if text.chars().all(|letter| u32::from(letter) < 256) {
+        encoder.add_text_chunk("parameters".to_owned(), text)?;
+    } else {
+        encoder.add_itxt_chunk("parameters".to_owned(), text)?;
+    }
+    let json = serde_json::to_string(parameters).map_err(io::Error::other)?;
+    encoder.add_itxt_chunk("tessera".to_owned(), json)?;
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(pixels)?;
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::tests::plan;
+
+    fn parameters(prompt: &str) -> Parameters {
+        let spec = JobSpec {
+            prompt: prompt.to_owned(),
+            negative: Some("blurry".to_owned()),
+            width: 2,
+            height: 1,
+            ..plan(1).spec
+        };
+        let model = "tiny".to_owned();
+        Parameters { spec, model, workers: 2, bands: Vec::new(), release: "9".to_owned() }
+    }
+
+    fn written(parameters: &Parameters) -> png::Info<'static> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image.png");
+        write_png(&path, &[1, 2, 3, 4, 5, 6], parameters).unwrap();
+        let file = io::BufReader::new(std::fs::File::open(path).unwrap());
+        let mut reader = png::Decoder::new(file).read_info().unwrap();
+        let mut pixels = [0; 6];
+        reader.next_frame(&mut pixels).unwrap();
+        assert_eq!(pixels, [1, 2, 3, 4, 5, 6]);
+        reader.finish().unwrap();
+        reader.info().clone()
+    }
+
+    #[test]
+    fn galleries_find_the_parameters() {
+        let info = written(&parameters("caf\u{e9}"));
+        let chunk = &info.uncompressed_latin1_text[0];
+        assert_eq!(chunk.keyword, "parameters");
+        assert_eq!(
+            chunk.text,
+            "caf\u{e9}\nNegative prompt: blurry\nSteps: 30, Sampler: Euler, CFG scale: 5, Seed: 1, \
+             Size: 2x1, Model: tiny, Workers: 2, Mode: corrected, Warmup: 4, Version: tessera 9"
+        );
+        let json = info.utf8_text[0].get_text().unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!((&json["seed"], &json["scheduler"]), (&1.into(), &"euler".into()));
+    }
+
+    #[test]
+    fn a_prompt_beyond_latin_1_is_kept() {
+        let info = written(&parameters("\u{6771}\u{4eac} \u{2615}"));
+        let chunk = info.utf8_text.iter().find(|chunk| chunk.keyword == "parameters").unwrap();
+        assert!(chunk.get_text().unwrap().starts_with("\u{6771}\u{4eac} \u{2615}\n"));
+    }
+}

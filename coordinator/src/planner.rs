@@ -1,0 +1,258 @@
+//! From a request, a model and workers to a plan. Pure.
+
+use protocol::job::{Dtype, JobRequest, JobSpec, ModelCard};
+use protocol::plan::{Geometry, Member, Plan, split_evenly};
+use protocol::{Fault, FaultKind, RunId, WorkerId};
+use std::net::SocketAddr;
+
+/// Sampler steps when none are asked for: enough for every sampler we have.
+pub const STEPS_DEFAULT: u32 = 30;
+/// The most sampler steps: schedulers are trained on 1000 timesteps.
+pub const STEPS_MAX: u32 = 1000;
+/// The longest side of an image in pixels: its RGB bytes must fit one frame.
+pub const SIDE_MAX: u32 = 8192;
+/// The longest prompt in bytes. Encoders read 77 tokens; what is longer than this is no prompt.
+pub const PROMPT_BYTES_MAX: usize = 64 << 10;
+/// The largest guidance scale: far beyond what any model gives an image for.
+pub const GUIDANCE_MAX: f32 = 100.0;
+
+/// A worker that could take part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its number.
+    pub worker: WorkerId,
+    /// Its name.
+    pub name: String,
+    /// Where its peers reach it.
+    pub address: SocketAddr,
+}
+
+fn invalid(cause: String) -> Fault {
+    Fault::new(FaultKind::InvalidRequest, cause)
+}
+
+/// Settles every value of `request` for the model of `card`; `seed` is used if it names none.
+///
+/// # Errors
+/// `InvalidRequest` names the value that cannot be rendered, and what can.
+pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSpec, Fault> {
+    check_cluster(request, card)?;
+    let texts = [("prompt", Some(&request.prompt)), ("negative prompt", request.negative.as_ref())];
+    for (what, text) in texts {
+        let bytes = text.map_or(0, String::len);
+        if bytes > PROMPT_BYTES_MAX {
+            let cause =
+                format!("the {what} has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read");
+            return Err(invalid(cause));
+        }
+    }
+    let steps = request.steps.unwrap_or(STEPS_DEFAULT);
+    if !(1..=STEPS_MAX).contains(&steps) {
+        return Err(invalid(format!("{steps} steps cannot be taken; take 1 to {STEPS_MAX}")));
+    }
+    let guidance = request.guidance.unwrap_or(card.guidance);
+    if !(0.0..=GUIDANCE_MAX).contains(&guidance) {
+        let cause = format!("guidance {guidance} cannot be used; use 0 to {GUIDANCE_MAX}");
+        return Err(invalid(cause));
+    }
+    let unit = card.vae_factor * card.row_unit;
+    let (width, height) = card.native;
+    Ok(JobSpec {
+        prompt: request.prompt.clone(),
+        negative: request.negative.clone(),
+        width: check_side("width", request.width.unwrap_or(width), unit)?,
+        height: check_side("height", request.height.unwrap_or(height), unit)?,
+        steps,
+        guidance,
+        seed: request.seed.unwrap_or(seed),
+        scheduler: request.scheduler.unwrap_or(card.scheduler),
+        warmup: request.warmup,
+        mode: request.mode,
+        gn_variance: request.gn_variance,
+    })
+}
+
+fn check_cluster(request: &JobRequest, card: &ModelCard) -> Result<(), Fault> {
+    if let Some(model) = request.model.as_ref().filter(|model| **model != card.name) {
+        let cause = format!("the workers hold the model `{}`, not `{model}`", card.name);
+        return Err(invalid(cause));
+    }
+    match request.dtype {
+        Some(dtype) if dtype != Dtype::Auto && dtype != card.dtype => Err(invalid(format!(
+            "the workers hold their weights as {}, not {dtype}: start them with --dtype {dtype}",
+            card.dtype
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
+    let most = SIDE_MAX / unit * unit;
+    if side > most {
+        return Err(invalid(format!("{what} {side} is too large; the largest is {most}")));
+    }
+    if side > 0 && side.is_multiple_of(unit) {
+        return Ok(side);
+    }
+    let below = side / unit * unit;
+    let above = below + unit;
+    let nearest = match below {
+        0 => format!("the smallest is {above}"),
+        _ if above > most => format!("the nearest is {below}"),
+        _ => format!("the nearest are {below} and {above}"),
+    };
+    Err(invalid(format!("{what} {side} is not a multiple of {unit}; {nearest}")))
+}
+
+/// A plan for `spec` on `candidates`, or on as many of them as were asked for or as its height has
+/// bands for.
+///
+/// # Errors
+/// `InvalidRequest` if the image has too few rows for the workers asked for; `NoWorkers` if there
+/// are none.
+pub fn place(
+    run: RunId,
+    spec: JobSpec,
+    card: &ModelCard,
+    candidates: &[Candidate],
+    wanted: Option<u16>,
+) -> Result<Plan, Fault> {
+    let geometry = Geometry {
+        rows: spec.height / card.vae_factor,
+        columns: spec.width / card.vae_factor,
+        channels: card.latent_channels,
+        row_unit: card.row_unit,
+        vae_factor: card.vae_factor,
+    };
+    let units = usize::try_from(geometry.rows / geometry.row_unit).unwrap_or(usize::MAX);
+    let ranks = wanted
+        .map_or_else(|| candidates.len().min(units).min(protocol::plan::RANKS_MAX), usize::from);
+    if candidates.len() < ranks.max(1) {
+        let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
+        return Err(Fault::new(FaultKind::NoWorkers, cause));
+    }
+    let bands = split_evenly(geometry.rows, geometry.row_unit, ranks)
+        .map_err(|error| invalid(format!("height {}: {error}", spec.height)))?;
+    let members = candidates.iter().zip(bands).map(|(candidate, band)| Member {
+        worker: candidate.worker,
+        name: candidate.name.clone(),
+        address: candidate.address,
+        band,
+    });
+    Ok(Plan { run, spec, geometry, members: members.collect() })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use protocol::job::{GnVariance, Mode, Scheduler};
+    use std::net::Ipv4Addr;
+
+    pub(crate) fn request() -> JobRequest {
+        JobRequest {
+            prompt: "a".to_owned(),
+            negative: None,
+            width: None,
+            height: None,
+            steps: None,
+            guidance: None,
+            seed: None,
+            scheduler: None,
+            warmup: 4,
+            mode: Mode::Corrected,
+            gn_variance: GnVariance::Population,
+            dtype: None,
+            model: None,
+            workers: None,
+            stream_latents: false,
+        }
+    }
+
+    pub(crate) fn card() -> ModelCard {
+        ModelCard {
+            name: "tiny".to_owned(),
+            digest: "ab".repeat(32),
+            family: "sdxl".to_owned(),
+            dtype: Dtype::F16,
+            latent_channels: 4,
+            vae_factor: 8,
+            row_unit: 4,
+            native: (128, 128),
+            scheduler: Scheduler::Euler,
+            guidance: 5.0,
+            weight_bytes: 1,
+        }
+    }
+
+    pub(crate) fn candidates(count: u64) -> Vec<Candidate> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let named =
+            |number| Candidate { worker: WorkerId(number), name: format!("w{number}"), address };
+        (1..=count).map(named).collect()
+    }
+
+    pub(crate) fn plan(ranks: u64) -> Plan {
+        let spec = settle(&request(), &card(), 1).unwrap();
+        place(RunId::default(), spec, &card(), &candidates(ranks), None).unwrap()
+    }
+
+    fn refusal(change: impl FnOnce(&mut JobRequest)) -> String {
+        let mut request = request();
+        change(&mut request);
+        let fault = settle(&request, &card(), 1).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::InvalidRequest);
+        fault.cause
+    }
+
+    #[test]
+    fn what_is_left_out_is_the_models_default() {
+        let spec = settle(&request(), &card(), 42).unwrap();
+        assert_eq!((spec.width, spec.height, spec.steps, spec.seed), (128, 128, 30, 42));
+        assert_eq!(spec.scheduler, Scheduler::Euler);
+    }
+
+    #[test]
+    fn sizes_off_the_unit_are_told_the_two_nearest() {
+        let cause = refusal(|request| request.width = Some(250));
+        assert_eq!(cause, "width 250 is not a multiple of 32; the nearest are 224 and 256");
+        let cause = refusal(|request| request.height = Some(0));
+        assert_eq!(cause, "height 0 is not a multiple of 32; the smallest is 32");
+        let cause = refusal(|request| request.height = Some(9000));
+        assert_eq!(cause, "height 9000 is too large; the largest is 8192");
+    }
+
+    #[test]
+    fn values_out_of_range_are_named() {
+        assert!(refusal(|request| request.steps = Some(0)).contains("0 steps"));
+        assert!(refusal(|request| request.steps = Some(1001)).contains("1001 steps"));
+        assert!(refusal(|request| request.guidance = Some(f32::NAN)).contains("NaN"));
+        assert!(refusal(|request| request.guidance = Some(-1.0)).contains("-1"));
+        assert!(refusal(|request| request.prompt = "x".repeat(70_000)).contains("70000 bytes"));
+    }
+
+    #[test]
+    fn another_model_or_dtype_is_refused_with_both_named() {
+        let cause = refusal(|request| request.model = Some("sdxl".to_owned()));
+        assert!(cause.contains("`tiny`") && cause.contains("`sdxl`"), "{cause}");
+        let cause = refusal(|request| request.dtype = Some(Dtype::F32));
+        assert!(cause.contains("f16") && cause.contains("f32"), "{cause}");
+    }
+
+    #[test]
+    fn too_few_rows_say_how_many_workers_fit() {
+        let spec = settle(&request(), &card(), 1).unwrap();
+        let run = RunId::default();
+        let fault = place(run, spec.clone(), &card(), &candidates(5), Some(5)).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::InvalidRequest);
+        assert!(fault.cause.contains("at most 4 workers"), "{fault}");
+        let plan = place(run, spec, &card(), &candidates(5), None).unwrap();
+        assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");
+    }
+
+    #[test]
+    fn without_workers_there_is_no_plan() {
+        let spec = settle(&request(), &card(), 1).unwrap();
+        let fault = place(RunId::default(), spec, &card(), &[], None).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::NoWorkers);
+    }
+}
