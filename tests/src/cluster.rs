@@ -1,0 +1,209 @@
+//! Clusters of real processes on this machine.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// How long anything here may take before a test fails: generous, because other tests share the
+/// machine's few cores.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The folder of this build's `coordinator` and `worker`, built once per test process: cargo does
+/// not build other packages' binaries for a test.
+///
+/// # Panics
+/// If they cannot be built.
+#[must_use]
+pub fn binaries() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let test = std::env::current_exe().expect("a running test has a path");
+        let folder = test.ancestors().nth(2).expect("tests are in target/PROFILE/deps");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "coordinator", "-p", "worker", "--bins"]);
+        build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
+        build.env("CARGO_TARGET_DIR", folder.parent().expect("target/PROFILE has a parent"));
+        if folder.ends_with("release") {
+            build.arg("--release");
+        }
+        let status = build.status().expect("cargo runs");
+        assert!(status.success(), "the binaries do not build");
+        folder.to_owned()
+    })
+}
+
+/// A command that runs this build's `name`.
+#[must_use]
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(binaries().join(name));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// Runs `coordinator` with these arguments to its end.
+///
+/// # Panics
+/// If it cannot be started.
+#[must_use]
+pub fn coordinator(arguments: &[&str]) -> Output {
+    command("coordinator").args(arguments).output().expect("the coordinator starts")
+}
+
+/// What a process printed, as text.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A process that is killed when the test ends, however it ends.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    output: Arc<Mutex<String>>,
+}
+
+impl Process {
+    /// Starts `name` with these arguments, collecting what it prints.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut child = command(name).args(arguments).spawn().expect("the process starts");
+        let output = Arc::new(Mutex::new(String::new()));
+        if let Some(stdout) = child.stdout.take() {
+            collect(stdout, Arc::clone(&output));
+        }
+        if let Some(stderr) = child.stderr.take() {
+            collect(stderr, Arc::clone(&output));
+        }
+        Self { child, output }
+    }
+
+    /// Its process number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has printed so far.
+    ///
+    /// # Panics
+    /// If the collecting thread panicked.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.output.lock().expect("the collector does not panic").clone()
+    }
+
+    /// Waits until it has printed `words`.
+    ///
+    /// # Panics
+    /// If it does not within [`PATIENCE`].
+    pub fn wait_for(&self, words: &str) {
+        let found = eventually(|| self.output().contains(words));
+        assert!(found, "never printed {words:?}; printed:\n{}", self.output());
+    }
+
+    /// Sends it a signal by name, as `kill -NAME`.
+    ///
+    /// # Panics
+    /// If there is no such process any more.
+    pub fn signal(&self, name: &str) {
+        signal(self.id(), name);
+    }
+
+    /// Waits for its end and gives its exit code; None if a signal ended it.
+    ///
+    /// # Panics
+    /// If it does not end within [`PATIENCE`].
+    pub fn wait(&mut self) -> Option<i32> {
+        let mut status = None;
+        let ended = eventually(|| {
+            status = self.child.try_wait().expect("a child can be waited for");
+            status.is_some()
+        });
+        assert!(ended, "still running; printed:\n{}", self.output());
+        status.and_then(|status| status.code())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to kill.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            let mut output = into.lock().expect("readers of the output do not panic");
+            output.push_str(&line);
+            output.push('\n');
+        }
+    });
+}
+
+/// Sends a signal by name to a process.
+///
+/// # Panics
+/// If it cannot be sent.
+pub fn signal(process: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(process.to_string()).status();
+    assert!(status.expect("kill runs").success(), "process {process} takes no {name}");
+}
+
+/// Whether `condition` comes true within [`PATIENCE`].
+pub fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Processes whose parent is `parent`, by number.
+#[must_use]
+pub fn children(parent: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|process| parent_of(*process) == Some(parent))
+        .collect()
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, rest) = status.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether the process is there and not a zombie.
+#[must_use]
+pub fn alive(process: u32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{process}/stat")) else {
+        return false;
+    };
+    let state = status.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    !matches!(state, None | Some("Z" | "X"))
+}
+
+/// An address on this machine that nobody listens on.
+///
+/// # Panics
+/// If no port is free.
+#[must_use]
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    listener.local_addr().expect("a bound socket has an address")
+}

@@ -1,0 +1,128 @@
+//! One image rendered by ranks in this process, over links in memory.
+
+use bytes::Bytes;
+use protocol::job::JobSpec;
+use protocol::message::ToCoordinator;
+use protocol::plan::{Geometry, Member, Plan, split_evenly};
+use protocol::transport::Link;
+use protocol::{Epoch, Fault, JobId, Rank, RunId, WorkerId};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+use worker::engine::{Run, run};
+use worker::model::checkpoint::Checkpoint;
+
+/// What a run gave.
+#[derive(Clone, Debug, Default)]
+pub struct Rendered {
+    /// The latent after each model call, [channels, rows, columns].
+    pub latents: Vec<Vec<f64>>,
+    /// RGB bytes [height, width, 3].
+    pub pixels: Vec<u8>,
+    /// What the user was told.
+    pub notices: Vec<String>,
+}
+
+/// A plan for `spec` on `ranks` ranks.
+///
+/// # Panics
+/// If the image has too few rows for them.
+#[must_use]
+pub fn plan(checkpoint: &Checkpoint, spec: &JobSpec, ranks: usize) -> Plan {
+    let card = checkpoint.card();
+    let geometry = Geometry {
+        rows: spec.height / card.vae_factor,
+        columns: spec.width / card.vae_factor,
+        channels: card.latent_channels,
+        row_unit: card.row_unit,
+        vae_factor: card.vae_factor,
+    };
+    let bands = split_evenly(geometry.rows, geometry.row_unit, ranks).expect("enough rows");
+    let members = bands.into_iter().zip(0..).map(|(band, number)| Member {
+        worker: WorkerId(number),
+        name: format!("rank {number}"),
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        band,
+    });
+    let run = RunId { job: JobId(1), epoch: Epoch(0) };
+    Plan { run, spec: spec.clone(), geometry, members: members.collect() }
+}
+
+/// Renders `plan`, each rank on its own thread; `connect` gives every rank its links.
+///
+/// # Errors
+/// The first fault of any rank.
+///
+/// # Panics
+/// If a rank's thread panics or its messages are not a run's.
+pub fn render(
+    checkpoint: &Arc<Checkpoint>,
+    plan: &Plan,
+    mut connect: impl FnMut(Rank) -> Vec<(Rank, Box<dyn Link>)>,
+) -> Result<Rendered, Fault> {
+    let mut threads = Vec::new();
+    for rank in plan.ranks() {
+        let (out, mut said) = mpsc::unbounded_channel();
+        let (_keep, cancel) = oneshot::channel();
+        let run = Run { plan: plan.clone(), rank, links: connect(rank), cancel, out };
+        let checkpoint = Arc::clone(checkpoint);
+        threads.push(std::thread::spawn(move || {
+            run::render(&checkpoint, run);
+            drop(_keep);
+            std::iter::from_fn(|| said.try_recv().ok()).collect::<Vec<_>>()
+        }));
+    }
+    let said: Vec<Vec<(ToCoordinator, Bytes)>> =
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect();
+    let mut rendered = Rendered::default();
+    for messages in &said {
+        let mut call = 0;
+        for (message, payload) in messages {
+            match message {
+                ToCoordinator::Stepped { .. } => {
+                    rendered.take_band(call, payload, plan);
+                    call += 1;
+                }
+                ToCoordinator::Decoded { .. } => rendered.pixels.extend(payload),
+                ToCoordinator::Notice { text, .. } => rendered.notices.push(text.clone()),
+                ToCoordinator::Failed { fault, .. } => return Err(fault.clone()),
+                _ => {}
+            }
+        }
+    }
+    rendered.latents = rendered.latents.iter().map(|rows| channels_first(rows, plan)).collect();
+    Ok(rendered)
+}
+
+impl Rendered {
+    /// Appends a band [channels, band rows, columns] to the latent of `call`, kept as
+    /// [rows, columns, channels] until it is whole.
+    fn take_band(&mut self, call: usize, payload: &[u8], plan: &Plan) {
+        let (words, _) = payload.as_chunks::<4>();
+        let values: Vec<f64> =
+            words.iter().map(|word| f64::from(f32::from_le_bytes(*word))).collect();
+        if self.latents.len() == call {
+            self.latents.push(Vec::new());
+        }
+        let channels = plan.geometry.channels as usize;
+        let pixels = values.len() / channels;
+        for pixel in 0..pixels {
+            let of_pixel = (0..channels).map(|channel| values[channel * pixels + pixel]);
+            self.latents[call].extend(of_pixel);
+        }
+    }
+}
+
+fn channels_first(rows: &[f64], plan: &Plan) -> Vec<f64> {
+    let channels = plan.geometry.channels as usize;
+    let pixels = rows.len() / channels;
+    (0..channels)
+        .flat_map(|channel| (0..pixels).map(move |pixel| rows[pixel * channels + channel]))
+        .collect()
+}
+
+/// Links in memory between every two ranks of `plan`, by rank.
+#[must_use]
+pub fn mesh(plan: &Plan) -> Vec<Vec<(Rank, Box<dyn Link>)>> {
+    crate::templink::mesh(u16::try_from(plan.world_size()).expect("at most 64 ranks"))
+}

@@ -1,0 +1,8 @@
+//! The workspace's integration tests, in one binary.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "these are tests")]
+
+mod checkpoint;
+mod golden_distri;
+mod golden_single;
+mod parity;
+mod tidy;

@@ -1,0 +1,157 @@
+//! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
+
+use protocol::Call;
+use protocol::job::{Dtype, GnVariance, JobSpec, Mode};
+use protocol::plan::{Band, Plan};
+use std::path::Path;
+use std::sync::Arc;
+use tests::fixture;
+use tests::render::{Rendered, mesh, plan, render};
+use tests::tolerance::{largest_difference, relative_l2};
+use worker::model::checkpoint::Checkpoint;
+use worker::model::exchange::Dense;
+use worker::model::files::ModelFiles;
+use worker::model::nn::{tensor, view};
+use worker::model::noise::TorchGenerator;
+use worker::parallel::{Displaced, Mesh, Synchronous};
+
+/// Relative L2 of what only the order of additions tells apart.
+const ROUNDING: f64 = 2e-5;
+
+fn checkpoint(model: &str) -> Arc<Checkpoint> {
+    let files = ModelFiles::Folder(fixture::golden("models").join(model));
+    Arc::new(Checkpoint::load(&files, Dtype::Auto).unwrap())
+}
+
+/// Four steps of 128x128 with torch's variance: tiny-sdxl has 4 row units there, tiny-sd15 has 8.
+fn spec(case: &str, mode: Mode, warmup: u32) -> JobSpec {
+    let spec = fixture::case("single.json", case).spec();
+    JobSpec { steps: 4, mode, warmup, gn_variance: GnVariance::Population, ..spec }
+}
+
+fn run(checkpoint: &Arc<Checkpoint>, plan: &Plan) -> Rendered {
+    let mut links = mesh(plan);
+    render(checkpoint, plan, |rank| std::mem::take(&mut links[rank.index()])).unwrap()
+}
+
+fn assert_same(what: &str, got: &Rendered, want: &Rendered) {
+    for (call, (got, want)) in got.latents.iter().zip(&want.latents).enumerate() {
+        let error = relative_l2(got, want);
+        assert!(error < ROUNDING, "{what}: call {call} is off by {error:.2e}");
+    }
+    let difference = largest_difference(&got.pixels, &want.pixels);
+    assert!(difference <= 1, "{what}: pixels differ by {difference}/255");
+}
+
+/// The plan with bands of these heights, in row units.
+fn with_heights(mut plan: Plan, units: &[u32]) -> Plan {
+    let mut top = 0;
+    for (member, units) in plan.members.iter_mut().zip(units) {
+        let rows = units * plan.geometry.row_unit;
+        member.band = Band { top, rows };
+        top += rows;
+    }
+    plan.check().unwrap();
+    plan
+}
+
+#[test]
+fn s1_synchronous_ranks_equal_the_dense_run() {
+    for (model, case, most) in [("tiny-sdxl", "sdxl-ddim", 4), ("tiny-sd15", "sd15-ddim", 8)] {
+        let checkpoint = checkpoint(model);
+        let spec = spec(case, Mode::FullSync, 0);
+        let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
+        for ranks in [2, 3, 4, 8].into_iter().filter(|ranks| *ranks <= most) {
+            let banded = run(&checkpoint, &plan(&checkpoint, &spec, ranks));
+            assert_same(&format!("{model} on {ranks} ranks"), &banded, &dense);
+        }
+    }
+}
+
+#[test]
+fn s1_holds_for_unequal_bands() {
+    let checkpoint = checkpoint("tiny-sd15");
+    let spec = spec("sd15-ddim", Mode::FullSync, 0);
+    let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
+    for heights in [&[1, 7][..], &[5, 1, 2], &[2, 1, 1, 4]] {
+        let even = plan(&checkpoint, &spec, heights.len());
+        let banded = run(&checkpoint, &with_heights(even, heights));
+        assert_same(&format!("bands of {heights:?} units"), &banded, &dense);
+    }
+}
+
+/// One synchronous call, then the same input displaced, equals the dense model.
+#[test]
+fn s2_the_same_input_displaced_equals_the_dense_output() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let spec = spec("sdxl-ddim", Mode::Corrected, 0);
+    let plan = with_heights(plan(&checkpoint, &spec, 3), &[1, 2, 1]);
+    let prompt = || checkpoint.embed(&spec.prompt).unwrap();
+    let conditioning =
+        || checkpoint.condition(&[prompt(), prompt()], spec.width, spec.height).unwrap();
+    let (rows, columns) = (plan.geometry.rows as usize, plan.geometry.columns as usize);
+    let channels = plan.geometry.channels as usize;
+    let row = columns * channels;
+    let whole = TorchGenerator::new(3).randn(2 * rows * row);
+    // Images of a batch one after the other; a band's rows of each.
+    let band_of = |top: usize, count: usize| {
+        let images = whole.chunks(rows * row);
+        let values = images.flat_map(|image| image[top * row..(top + count) * row].to_vec());
+        tensor(values.collect(), (2, count, columns, channels)).unwrap()
+    };
+    let dense =
+        checkpoint.unet().forward(&band_of(0, rows), 500.0, &conditioning(), &mut Dense).unwrap();
+    let dense = view(&dense).unwrap().to_vec();
+    let mut links = mesh(&plan);
+    std::thread::scope(|scope| {
+        for rank in plan.ranks() {
+            let band = plan.band(rank).unwrap();
+            let (top, count) = (band.top as usize, band.rows as usize);
+            let links = std::mem::take(&mut links[rank.index()]);
+            let (plan, checkpoint, dense) = (&plan, &checkpoint, &dense);
+            let (x, conditioning) = (band_of(top, count), conditioning());
+            scope.spawn(move || {
+                let (_keep, cancel) = tokio::sync::oneshot::channel();
+                let mut mesh = Mesh::new(plan, checkpoint.sites(), rank, links, cancel).unwrap();
+                let unet = checkpoint.unet();
+                let mut first = Synchronous::new(&mut mesh, Call(0));
+                unet.forward(&x, 500.0, &conditioning, &mut first).unwrap();
+                let mut second = Displaced::new(&mut mesh, Call(1), Call(0), true);
+                let got = unet.forward(&x, 500.0, &conditioning, &mut second).unwrap();
+                let want = dense.chunks(rows * row).flat_map(|image| {
+                    image[top * row..(top + count) * row].iter().map(|value| f64::from(*value))
+                });
+                let got =
+                    view(&got).unwrap().iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+                let error = relative_l2(&got, &want.collect::<Vec<_>>());
+                assert!(error < ROUNDING, "{rank} is off by {error:.2e}");
+            });
+        }
+    });
+}
+
+#[test]
+fn s6_a_warm_up_of_all_calls_is_full_sync() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let warm = run(&checkpoint, &plan(&checkpoint, &spec("sdxl-ddim", Mode::Corrected, 3), 2));
+    let sync = run(&checkpoint, &plan(&checkpoint, &spec("sdxl-ddim", Mode::FullSync, 0), 2));
+    assert_eq!(warm.latents, sync.latents);
+    assert_eq!(warm.pixels, sync.pixels);
+}
+
+#[test]
+fn a_displaced_run_differs_from_a_synchronous_one() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let displaced = run(&checkpoint, &plan(&checkpoint, &spec("sdxl-ddim", Mode::Corrected, 0), 2));
+    let sync = run(&checkpoint, &plan(&checkpoint, &spec("sdxl-ddim", Mode::FullSync, 0), 2));
+    let error = relative_l2(&displaced.latents[3], &sync.latents[3]);
+    assert!(error > 1e-3, "displaced and synchronous differ by {error:.2e} only");
+}
+
+#[test]
+fn the_built_in_model_is_the_folder() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/models/emoji-xl");
+    let folder = Checkpoint::load(&ModelFiles::Folder(folder), Dtype::Auto).unwrap();
+    let builtin = Checkpoint::load(&ModelFiles::Builtin, Dtype::Auto).unwrap();
+    assert_eq!(folder.card(), builtin.card());
+}
