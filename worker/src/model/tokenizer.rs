@@ -104,9 +104,13 @@ impl ClipTokenizer {
             tokenizer.token_to_id(&token.content).ok_or_else(|| corrupt("vocab.json", cause()))
         };
         let [bos_id, eos_id, _, pad_id] = [id(&bos)?, id(&eos)?, id(&unk)?, id(&pad)?];
-        // Of two that are the same, the first counts.
+        // Of two with the same text the first counts, as in transformers.
         let mut added = config.added_tokens(&tokenizer)?;
-        added.extend([unk, bos, eos, pad]);
+        for token in [unk, bos, eos, pad] {
+            if !added.iter().any(|known| known.content == token.content) {
+                added.push(token);
+            }
+        }
         tokenizer
             .add_special_tokens(added)
             .map_err(|error| corrupt("special_tokens_map.json", error))?;
