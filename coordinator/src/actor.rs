@@ -4,9 +4,15 @@ pub mod session;
 pub mod supervisor;
 
 use actix::{Actor, Addr};
+use std::future::Future;
 use std::net::SocketAddr;
 use supervisor::Supervisor;
 use tokio::net::TcpListener;
+
+/// Runs `future` on an actor system of this thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    actix::System::new().block_on(future)
+}
 
 /// A coordinator running in this process.
 #[derive(Clone, Debug)]

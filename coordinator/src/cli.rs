@@ -6,6 +6,7 @@ mod serve;
 mod status;
 mod submit;
 
+use crate::actor;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -38,7 +39,7 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let command = Cli::parse().command;
-    let outcome = actix::System::new().block_on(async {
+    let outcome = actor::block_on(async {
         match command {
             Command::Submit(arguments) => submit::run(*arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
@@ -47,7 +48,7 @@ pub fn run() -> ExitCode {
     });
     outcome.unwrap_or_else(|error| {
         // A closed standard error leaves nobody to tell.
-        drop(writeln!(std::io::stderr(), "error: {error:#}"));
+        writeln!(std::io::stderr(), "error: {error:#}").ok();
         ExitCode::FAILURE
     })
 }

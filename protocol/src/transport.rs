@@ -19,7 +19,7 @@ pub mod tcp;
 
 pub use ledger::{LinkSpec, VERSIONS_MAX};
 
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::id::{Call, Rank, Slot};
 use bytes::Bytes;
 use std::fmt;
@@ -95,6 +95,18 @@ pub enum LinkError {
         /// Why.
         fault: Fault,
     },
+}
+
+impl From<&LinkError> for Fault {
+    fn from(error: &LinkError) -> Self {
+        let kind = match error {
+            LinkError::Closed { .. } => FaultKind::PeerLost,
+            LinkError::Protocol { .. } => FaultKind::Protocol,
+            LinkError::Unposted { .. } => FaultKind::PlanMismatch,
+            LinkError::Refused { fault, .. } => fault.kind,
+        };
+        Self::new(kind, error.to_string())
+    }
 }
 
 fn because(cause: &str) -> String {

@@ -1,5 +1,6 @@
 //! Clusters of real processes on this machine.
 
+use protocol::job::JobSpec;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,90 @@ pub fn coordinator(arguments: &[&str]) -> Output {
 #[must_use]
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The `submit` options that ask for `spec`.
+#[must_use]
+pub fn options(spec: &JobSpec) -> Vec<String> {
+    let mut options = vec![
+        spec.prompt.clone(),
+        format!("--width={}", spec.width),
+        format!("--height={}", spec.height),
+        format!("--steps={}", spec.steps),
+        format!("--guidance={}", spec.guidance),
+        format!("--seed={}", spec.seed),
+        format!("--scheduler={}", spec.scheduler),
+        format!("--warmup={}", spec.warmup),
+        format!("--mode={}", spec.mode),
+        format!("--gn-variance={}", spec.gn_variance),
+    ];
+    options.extend(spec.negative.iter().map(|negative| format!("--negative={negative}")));
+    options
+}
+
+/// A coordinator and its workers, each with one compute thread, on free ports of this machine.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Where the coordinator listens.
+    pub address: String,
+    /// Its process.
+    pub coordinator: Process,
+    /// The workers' processes, in the order they were started.
+    pub workers: Vec<Process>,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until all workers have joined.
+    ///
+    /// # Panics
+    /// If they do not.
+    #[must_use]
+    pub fn start(workers: usize) -> Self {
+        let address = free_address().to_string();
+        let coordinator = serve(&address);
+        let workers = (0..workers).map(|_| join(&address)).collect();
+        let cluster = Self { address, coordinator, workers };
+        cluster.wait_for_workers(cluster.workers.len());
+        cluster
+    }
+
+    /// What `coordinator status --json` says; null while nobody answers.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let output = coordinator(&["status", "--json", "--coordinator", &self.address]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    /// Waits until exactly so many workers are there.
+    ///
+    /// # Panics
+    /// If they do not come.
+    pub fn wait_for_workers(&self, count: usize) {
+        let there = || self.status()["workers"].as_array().map(Vec::len) == Some(count);
+        assert!(eventually(there), "not {count} workers: {}", self.status());
+    }
+
+    /// Starts `submit` on this cluster with these further arguments.
+    #[must_use]
+    pub fn submit(&self, arguments: &[&str]) -> Process {
+        let to = ["submit", "--coordinator", &self.address];
+        Process::start("coordinator", &[&to, arguments].concat())
+    }
+}
+
+/// Starts a coordinator that listens on `address`.
+#[must_use]
+pub fn serve(address: &str) -> Process {
+    let process = Process::start("coordinator", &["serve", "--listen", address]);
+    process.wait_for("listening on");
+    process
+}
+
+/// Starts a worker with one compute thread for the coordinator at `address`.
+#[must_use]
+pub fn join(address: &str) -> Process {
+    let listen = ["--listen", "127.0.0.1:0", "--threads", "1"];
+    Process::start("worker", &[&["join", "--coordinator", address][..], &listen].concat())
 }
 
 /// A process that is killed when the test ends, however it ends.

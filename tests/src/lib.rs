@@ -3,6 +3,6 @@
 
 pub mod cluster;
 pub mod fixture;
+pub mod picture;
 pub mod render;
-pub mod templink;
 pub mod tolerance;

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use protocol::job::JobSpec;
 use protocol::message::ToCoordinator;
 use protocol::plan::{Geometry, Member, Plan, split_evenly};
-use protocol::transport::Link;
-use protocol::{Epoch, Fault, JobId, Rank, RunId, WorkerId};
+use protocol::transport::{Links, memory};
+use protocol::{Epoch, Fault, JobId, RunId, WorkerId};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -48,7 +48,13 @@ pub fn plan(checkpoint: &Checkpoint, spec: &JobSpec, ranks: usize) -> Plan {
     Plan { run, spec: spec.clone(), geometry, members: members.collect() }
 }
 
-/// Renders `plan`, each rank on its own thread; `connect` gives every rank its links.
+/// Links in memory between all ranks of `plan`, by rank; with a seed, late and out of order.
+#[must_use]
+pub fn links(checkpoint: &Checkpoint, plan: &Plan, seed: Option<u64>) -> Vec<Links> {
+    memory::mesh(plan, checkpoint.sites(), seed)
+}
+
+/// Renders `plan`, each rank on its own thread with its own of `links`.
 ///
 /// # Errors
 /// The first fault of any rank.
@@ -58,17 +64,17 @@ pub fn plan(checkpoint: &Checkpoint, spec: &JobSpec, ranks: usize) -> Plan {
 pub fn render(
     checkpoint: &Arc<Checkpoint>,
     plan: &Plan,
-    mut connect: impl FnMut(Rank) -> Vec<(Rank, Box<dyn Link>)>,
+    links: Vec<Links>,
 ) -> Result<Rendered, Fault> {
     let mut threads = Vec::new();
-    for rank in plan.ranks() {
+    for (rank, links) in plan.ranks().zip(links) {
         let (out, mut said) = mpsc::unbounded_channel();
-        let (_keep, cancel) = oneshot::channel();
-        let run = Run { plan: plan.clone(), rank, links: connect(rank), cancel, out };
+        let (held, cancel) = oneshot::channel();
+        let run = Run { plan: plan.clone(), rank, links, cancel, out };
         let checkpoint = Arc::clone(checkpoint);
         threads.push(std::thread::spawn(move || {
             run::render(&checkpoint, run);
-            drop(_keep);
+            drop(held); // a dropped sender cancels the run
             std::iter::from_fn(|| said.try_recv().ok()).collect::<Vec<_>>()
         }));
     }
@@ -119,10 +125,4 @@ fn channels_first(rows: &[f64], plan: &Plan) -> Vec<f64> {
     (0..channels)
         .flat_map(|channel| (0..pixels).map(move |pixel| rows[pixel * channels + channel]))
         .collect()
-}
-
-/// Links in memory between every two ranks of `plan`, by rank.
-#[must_use]
-pub fn mesh(plan: &Plan) -> Vec<Vec<(Rank, Box<dyn Link>)>> {
-    crate::templink::mesh(u16::try_from(plan.world_size()).expect("at most 64 ranks"))
 }

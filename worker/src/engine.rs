@@ -13,7 +13,7 @@ use bytes::Bytes;
 use protocol::job::{Dtype, ModelCard};
 use protocol::message::ToCoordinator;
 use protocol::plan::{Plan, SiteSpec};
-use protocol::transport::Link;
+use protocol::transport::Links;
 use protocol::{Fault, Rank};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ pub struct Run {
     /// Which of the plan's ranks this is.
     pub rank: Rank,
     /// A link to every other rank.
-    pub links: Vec<(Rank, Box<dyn Link>)>,
+    pub links: Links,
     /// A fault sent here ends the run at its next wait or call.
     pub cancel: oneshot::Receiver<Fault>,
     /// Where the run's messages and their payloads go. The last one is exactly one of `Decoded`,

@@ -1,6 +1,14 @@
-//! Renders bands of a diffusion image: models, patch parallelism and the denoising engine.
+//! Renders bands of a diffusion image.
+//!
+//! [`model`] is the maths and asks [`model::exchange`] for what lies beyond its rows; [`parallel`]
+//! answers from peers; [`engine`] is the compute thread that runs both; [`actor`] carries bytes
+//! between it, the coordinator and the peers.
 
+pub mod actor;
+pub mod cli;
 pub mod engine;
 pub mod kernels;
+pub mod member;
+pub mod memory;
 pub mod model;
 pub mod parallel;

@@ -108,7 +108,7 @@ async fn serve_worker(
     let cause = ended.as_ref().err().map_or_else(String::new, ToString::to_string);
     supervisor.do_send(WorkerLeft { worker, cause });
     // An order that ends the session, such as to exit, should still arrive.
-    drop(writer.close().await);
+    writer.close().await.ok();
     ended
 }
 

@@ -136,14 +136,14 @@ impl Supervisor {
     fn order(&self, worker: WorkerId, order: ToWorker) {
         if let Some(orders) = self.orders.get(&worker) {
             // A session that just ended is noticed by its own task, which says `WorkerLeft`.
-            drop(orders.send(order));
+            orders.send(order).ok();
         }
     }
 
     fn tell(&self, job: JobId, event: Event, payload: Bytes) {
         if let Some(listener) = self.clients.get(&job) {
             // A client that left is noticed by its session, which says `ClientLeft`.
-            drop(listener.client.send((ToClient::Event { job, event }, payload)));
+            listener.client.send((ToClient::Event { job, event }, payload)).ok();
         }
     }
 
@@ -221,7 +221,7 @@ impl Supervisor {
             if listener.told.as_ref() != Some(&event) {
                 listener.told = Some(event.clone());
                 let message = ToClient::Event { job: waiting.job, event };
-                drop(listener.client.send((message, Bytes::new())));
+                listener.client.send((message, Bytes::new())).ok();
             }
         }
     }
@@ -439,7 +439,7 @@ impl Handler<Submit> for Supervisor {
             Err(fault) => ToClient::Refused(fault.clone()),
         };
         // A client that left is noticed by its session, which says `ClientLeft`.
-        drop(out.send((answer, Bytes::new())));
+        out.send((answer, Bytes::new())).ok();
         self.start_next();
     }
 }

@@ -52,7 +52,7 @@ pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let address =
-        cluster.as_ref().map_or(arguments.coordinator.clone(), |c| c.address().to_string());
+        cluster.as_ref().map_or_else(|| arguments.coordinator.clone(), |c| c.address().to_string());
     let outcome = {
         let worker_died = async {
             match &mut cluster {

@@ -134,7 +134,7 @@ impl LocalCluster {
         for worker in &mut self.workers {
             if timeout(EXIT_PATIENCE, worker.child.wait()).await.is_err() {
                 // It may have ended between the two; either way it is gone after this.
-                drop(worker.child.kill().await);
+                worker.child.kill().await.ok();
             }
         }
         self.coordinator.shut_down(false).await;
@@ -147,7 +147,7 @@ impl Worker {
         let log = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(stderr) = child.stderr.take() {
             let log = Arc::clone(&log);
-            actix::spawn(async move {
+            tokio::spawn(async move {
                 let mut lines = BufReader::new(stderr).lines();
                 while let Ok(Some(line)) = lines.next_line().await {
                     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,6 +189,8 @@ fn worker_command(binary: &PathBuf, coordinator: SocketAddr, options: &LocalWork
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // A terminal's Ctrl-C is for this process alone, which then ends its workers.
+        .process_group(0)
         .kill_on_drop(true);
     if let Some(model) = &options.model {
         command.arg("--model").arg(model);

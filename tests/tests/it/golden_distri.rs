@@ -1,9 +1,11 @@
-//! Several ranks against the public DistriFusion code: `full_sync` and `corrected` cases of
-//! `distri.json`, first in this process over memory links (S-7).
+//! Several ranks against the public DistriFusion code (S-7): every flat `full_sync` and `corrected`
+//! case of `distri.json`, in this process over links in memory, and as worker processes over TCP.
 
+use std::path::Path;
 use std::sync::Arc;
-use tests::fixture;
-use tests::render::{mesh, plan, render};
+use tests::cluster::{coordinator, options, text};
+use tests::fixture::{self, Case};
+use tests::render::{links, plan, render};
 use tests::tolerance::relative_l2;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
@@ -11,19 +13,38 @@ use worker::model::files::ModelFiles;
 /// Relative L2 per step.
 const STEP_TOLERANCE: f64 = 1e-3;
 
-fn check(name: &str) {
+/// How a case is rendered: the latent after each call.
+type Fabric = fn(&Case, &Path) -> Vec<Vec<f64>>;
+
+fn memory(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
+    let files = ModelFiles::Folder(case.model(scratch));
+    let checkpoint = Arc::new(Checkpoint::load(&files, protocol::job::Dtype::Auto).unwrap());
+    let plan = plan(&checkpoint, &case.spec(), case.n.into());
+    render(&checkpoint, &plan, links(&checkpoint, &plan, None)).unwrap().latents
+}
+
+fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
+    let file = |name: &str| scratch.join(name).display().to_string();
+    let model = case.model(scratch).display().to_string();
+    let (image, latents, local) = (file("image.png"), file("latents"), case.n.to_string());
+    let mut arguments = vec!["submit", "--local", &local, "--model", &model, "--out", &image];
+    arguments.extend(["--save-latents", &latents]);
+    let options = options(&case.spec());
+    arguments.extend(options.iter().map(String::as_str));
+    let output = coordinator(&arguments);
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let saved = &fixture::read_safetensors(Path::new(&latents))["latents"];
+    (0..saved.shape[0]).map(|call| saved.part(call).to_vec()).collect()
+}
+
+fn check(name: &str, fabric: Fabric) {
     let case = fixture::case("distri.json", name);
     assert!(case.is_flat_patch(), "{name} is not a flat patch case");
     let scratch = tempfile::tempdir().unwrap();
-    let files = ModelFiles::Folder(case.model(scratch.path()));
-    let checkpoint = Arc::new(Checkpoint::load(&files, protocol::job::Dtype::Auto).unwrap());
-    let plan = plan(&checkpoint, &case.spec(), case.n.into());
-    let mut links = mesh(&plan);
-    let rendered =
-        render(&checkpoint, &plan, |rank| std::mem::take(&mut links[rank.index()])).unwrap();
+    let rendered = fabric(&case, scratch.path());
     let want = &case.tensors("distri")["latents"];
-    assert_eq!(rendered.latents.len(), want.shape[0], "{name}: calls");
-    for (call, latent) in rendered.latents.iter().enumerate() {
+    assert_eq!(rendered.len(), want.shape[0], "{name}: calls");
+    for (call, latent) in rendered.iter().enumerate() {
         let error = relative_l2(latent, want.part(call));
         println!("{name}: call {call}: {error:.2e}");
         assert!(error < STEP_TOLERANCE, "{name}: call {call} is off by {error:.2e}");
@@ -32,10 +53,19 @@ fn check(name: &str) {
 
 macro_rules! golden {
     ($($test:ident = $name:literal),+ $(,)?) => {
-        $(#[test]
-        fn $test() {
-            check($name);
-        })+
+        mod in_memory {
+            $(#[test]
+            fn $test() {
+                super::check($name, super::memory);
+            })+
+        }
+
+        mod cluster {
+            $(#[test]
+            fn $test() {
+                super::check($name, super::tcp);
+            })+
+        }
 
         #[test]
         fn no_case_is_forgotten() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use tests::fixture::{self, Case};
-use tests::render::{plan, render};
+use tests::render::{links, plan, render};
 use tests::tolerance::relative_l2;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
@@ -27,7 +27,8 @@ fn check(list: &str, name: &str) {
     let want = case.tensors("single");
     let (_scratch, checkpoint) = load(&case);
     check_text(&case, &checkpoint, &want);
-    let rendered = render(&checkpoint, &plan(&checkpoint, &case.spec(), 1), |_| Vec::new());
+    let plan = plan(&checkpoint, &case.spec(), 1);
+    let rendered = render(&checkpoint, &plan, links(&checkpoint, &plan, None));
     let rendered = rendered.unwrap();
     let latents = &want["latents"];
     assert_eq!(rendered.latents.len(), latents.shape[0], "{name}: calls");

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "these are tests")]
 
 mod checkpoint;
+mod cluster;
 mod golden_distri;
 mod golden_single;
 mod parity;

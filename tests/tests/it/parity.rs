@@ -6,7 +6,7 @@ use protocol::plan::{Band, Plan};
 use std::path::Path;
 use std::sync::Arc;
 use tests::fixture;
-use tests::render::{Rendered, mesh, plan, render};
+use tests::render::{Rendered, links, plan, render};
 use tests::tolerance::{largest_difference, relative_l2};
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
@@ -30,8 +30,7 @@ fn spec(case: &str, mode: Mode, warmup: u32) -> JobSpec {
 }
 
 fn run(checkpoint: &Arc<Checkpoint>, plan: &Plan) -> Rendered {
-    let mut links = mesh(plan);
-    render(checkpoint, plan, |rank| std::mem::take(&mut links[rank.index()])).unwrap()
+    render(checkpoint, plan, links(checkpoint, plan, None)).unwrap()
 }
 
 fn assert_same(what: &str, got: &Rendered, want: &Rendered) {
@@ -102,16 +101,15 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let dense =
         checkpoint.unet().forward(&band_of(0, rows), 500.0, &conditioning(), &mut Dense).unwrap();
     let dense = view(&dense).unwrap().to_vec();
-    let mut links = mesh(&plan);
+    let links = links(&checkpoint, &plan, None);
     std::thread::scope(|scope| {
-        for rank in plan.ranks() {
+        for (rank, links) in plan.ranks().zip(links) {
             let band = plan.band(rank).unwrap();
             let (top, count) = (band.top as usize, band.rows as usize);
-            let links = std::mem::take(&mut links[rank.index()]);
             let (plan, checkpoint, dense) = (&plan, &checkpoint, &dense);
             let (x, conditioning) = (band_of(top, count), conditioning());
             scope.spawn(move || {
-                let (_keep, cancel) = tokio::sync::oneshot::channel();
+                let (_held, cancel) = tokio::sync::oneshot::channel();
                 let mut mesh = Mesh::new(plan, checkpoint.sites(), rank, links, cancel).unwrap();
                 let unet = checkpoint.unet();
                 let mut first = Synchronous::new(&mut mesh, Call(0));
@@ -128,6 +126,18 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
             });
         }
     });
+}
+
+#[test]
+fn s5_arrival_order_and_delay_do_not_change_a_bit() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let plan = plan(&checkpoint, &spec("sdxl-ddim", Mode::Corrected, 0), 4);
+    let prompt = run(&checkpoint, &plan);
+    for seed in 1..=3 {
+        let late = render(&checkpoint, &plan, links(&checkpoint, &plan, Some(seed))).unwrap();
+        assert_eq!(late.latents, prompt.latents, "seed {seed}");
+        assert_eq!(late.pixels, prompt.pixels, "seed {seed}");
+    }
 }
 
 #[test]

@@ -64,7 +64,7 @@ struct Said {
 impl Said {
     /// A session that is gone cancels the run through its own channel: nothing to do about it here.
     fn say(&self, message: ToCoordinator, payload: Bytes) {
-        drop(self.out.send((message, payload)));
+        self.out.send((message, payload)).ok();
     }
 }
 

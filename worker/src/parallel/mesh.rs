@@ -8,7 +8,7 @@ use bytes::Bytes;
 use candle_core::Tensor;
 use protocol::job::GnVariance;
 use protocol::plan::{Band, Plan, SiteSpec, Stage};
-use protocol::transport::{Link, LinkError};
+use protocol::transport::{Link, Links};
 use protocol::{Call, Fault, FaultKind, Rank, Site, Slot};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -62,7 +62,7 @@ impl Mesh {
         plan: &Plan,
         sites: &[SiteSpec],
         rank: Rank,
-        links: Vec<(Rank, Box<dyn Link>)>,
+        links: Links,
         cancel: oneshot::Receiver<Fault>,
     ) -> std::result::Result<Self, Fault> {
         let no_link = |peer| Fault::new(FaultKind::PlanMismatch, format!("no link to {peer}"));
@@ -159,7 +159,7 @@ impl Mesh {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let slot = Slot { from: self.rank, site };
         match &mut self.peers[peer.index()] {
-            Peer::Linked(link) => link.post(slot, call, bytes).map_err(|e| lost(peer, &e))?,
+            Peer::Linked(link) => link.post(slot, call, bytes).map_err(|e| Fault::from(&e))?,
             Peer::Gone(fault) => return Err(fault.clone().into()),
             Peer::Own => {}
         }
@@ -208,7 +208,7 @@ impl Mesh {
                     Poll::Ready(Ok(landed)) => {
                         self.arena.land(rank, landed.slot.site, landed.call, landed.bytes)?;
                     }
-                    Poll::Ready(Err(error)) => *peer = Peer::Gone(lost(rank, &error)),
+                    Poll::Ready(Err(error)) => *peer = Peer::Gone(Fault::from(&error)),
                 }
                 any = true;
             }
@@ -224,16 +224,6 @@ impl Mesh {
             Fault::new(FaultKind::Cancelled, "the worker gave the run up".to_owned())
         }))
     }
-}
-
-fn lost(peer: Rank, error: &LinkError) -> Fault {
-    let kind = match error {
-        LinkError::Closed { .. } => FaultKind::PeerLost,
-        LinkError::Protocol { .. } => FaultKind::Protocol,
-        LinkError::Unposted { .. } => FaultKind::PlanMismatch,
-        LinkError::Refused { fault, .. } => fault.kind,
-    };
-    Fault::new(kind, format!("lost the link to {peer}: {error}"))
 }
 
 /// Rows `from..from + count` of every image of `x` [batch, rows, columns, channels].

@@ -158,8 +158,8 @@ fn golden_timesteps_and_sigmas_are_those_of_their_scheduler() {
 
 #[test]
 fn kinds_are_named_as_they_parse() {
-    for kind in SchedulerKind::ALL.iter().copied() {
-        assert_eq!(kind.to_string().parse::<SchedulerKind>().unwrap(), kind);
+    for kind in SchedulerKind::ALL.iter() {
+        assert_eq!(kind.to_string().parse::<SchedulerKind>().unwrap(), *kind);
     }
     let error = "ddpm".parse::<SchedulerKind>().unwrap_err().to_string();
     assert!(error.starts_with("unknown scheduler `ddpm`; supported: ddim euler "), "{error}");
@@ -273,10 +273,10 @@ fn a_band_steps_to_the_same_rows_as_the_whole() {
     let whole = TorchGenerator::new(3).randn(64);
     let whole = Tensor::from_vec(whole, (1, 2, 4, 8), &Device::Cpu).unwrap();
     let band = |x: &Tensor| x.narrow(2, 1, 2);
-    for kind in SchedulerKind::ALL.iter().copied() {
+    for kind in SchedulerKind::ALL.iter() {
         let config = SchedulerConfig::parse(&base).unwrap();
-        let mut of_whole = config.build(kind, 5).unwrap();
-        let mut of_band = config.build(kind, 5).unwrap();
+        let mut of_whole = config.build(*kind, 5).unwrap();
+        let mut of_band = config.build(*kind, 5).unwrap();
         let (mut x, mut part) = (whole.clone(), band(&whole).unwrap());
         for call in 0..of_whole.timesteps().len() {
             let (p, q) = (x.sin().unwrap(), part.sin().unwrap());

@@ -1,0 +1,20 @@
+//! Real coordinator and worker processes on this machine, over loopback.
+
+mod ending;
+mod exact;
+mod membership;
+mod output;
+mod refusal;
+
+use std::path::Path;
+
+/// The names of the files in `folder`.
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A file's path as an argument.
+fn within(folder: &Path, name: &str) -> String {
+    folder.join(name).display().to_string()
+}

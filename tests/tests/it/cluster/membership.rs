@@ -1,0 +1,141 @@
+//! Workers that come, go, hang and come back; jobs that wait.
+
+use super::{files, within};
+use std::time::{Duration, Instant};
+use tests::cluster::{Cluster, Process, eventually, free_address, join, serve};
+
+const QUICK: [&str; 3] = ["red apple", "--steps", "3"];
+/// Minutes of work.
+const LONG: [&str; 6] = ["red apple", "--steps", "1000", "--scheduler", "ddim", "--json"];
+
+fn assert_renders(cluster: &Cluster, workers: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let out = within(folder.path(), "apple.png");
+    let mut submit = cluster.submit(&[&QUICK[..], &["--out", &out]].concat());
+    assert_eq!(submit.wait(), Some(0), "{}", submit.output());
+    let plural = if workers == 1 { "" } else { "s" };
+    let said = format!("{workers} worker{plural}, corrected");
+    assert!(submit.output().contains(&said), "{said}? {}", submit.output());
+    assert_eq!(files(folder.path()), ["apple.png"]);
+}
+
+fn long_job(cluster: &Cluster, out: &str) -> Process {
+    let submit = cluster.submit(&[&LONG[..], &["--out", out]].concat());
+    submit.wait_for(r#""event":"step""#);
+    submit
+}
+
+#[test]
+fn workers_join_before_the_coordinator_starts_and_after_it_restarts() {
+    let address = free_address().to_string();
+    let workers = vec![join(&address), join(&address)];
+    workers[0].wait_for("no coordinator answers");
+    let coordinator = serve(&address);
+    let mut cluster = Cluster { address, coordinator, workers };
+    cluster.wait_for_workers(2);
+    assert_renders(&cluster, 2);
+
+    cluster.coordinator.signal("KILL");
+    cluster.coordinator.wait();
+    cluster.coordinator = serve(&cluster.address);
+    cluster.wait_for_workers(2);
+    assert_renders(&cluster, 2);
+
+    // A polite end, while a job is running.
+    let folder = tempfile::tempdir().unwrap();
+    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
+    cluster.coordinator.signal("TERM");
+    assert_eq!(cluster.coordinator.wait(), Some(0));
+    assert_eq!(submit.wait(), Some(1));
+    assert!(submit.output().contains("shutting down"), "{}", submit.output());
+    assert!(files(folder.path()).is_empty());
+    cluster.coordinator = serve(&cluster.address);
+    cluster.wait_for_workers(2);
+    assert_renders(&cluster, 2);
+}
+
+#[test]
+fn several_submits_queue_and_all_finish() {
+    let cluster = Cluster::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["a.png", "b.png", "c.png"];
+    let steps = ["red apple", "--steps", "30", "--json"];
+    let mut submits = names.map(|name| {
+        cluster.submit(&[&steps[..], &["--out", &within(folder.path(), name)]].concat())
+    });
+    let seen = eventually(|| {
+        let status = cluster.status();
+        let jobs = status["jobs"].as_array().map_or(0, Vec::len);
+        jobs == 3 && status["workers"].as_array().unwrap().iter().all(|w| !w["busy"].is_null())
+    });
+    assert!(seen, "status never showed a running job and two that wait");
+    for submit in &mut submits {
+        assert_eq!(submit.wait(), Some(0), "{}", submit.output());
+    }
+    let waited = submits.iter().filter(|submit| submit.output().contains(r#""event":"queued""#));
+    assert!(waited.count() >= 2);
+    let mut there = files(folder.path());
+    there.sort();
+    assert_eq!(there, names);
+}
+
+#[test]
+fn a_job_waits_for_the_first_worker() {
+    let mut cluster = Cluster::start(0);
+    let folder = tempfile::tempdir().unwrap();
+    let out = within(folder.path(), "apple.png");
+    let mut submit = cluster.submit(&[&QUICK[..], &["--out", &out]].concat());
+    submit.wait_for("waiting for workers: 0 of 1");
+    cluster.workers.push(join(&cluster.address));
+    assert_eq!(submit.wait(), Some(0), "{}", submit.output());
+}
+
+#[test]
+fn a_killed_worker_fails_its_job_by_name_and_the_rest_render_on() {
+    let mut cluster = Cluster::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
+    let killed = cluster.workers.pop().unwrap();
+    killed.signal("KILL");
+    assert_eq!(submit.wait(), Some(1));
+    let printed = submit.output();
+    assert!(
+        printed.contains("was lost") && printed.contains(&killed.id().to_string()),
+        "{printed}"
+    );
+    assert!(files(folder.path()).is_empty());
+    cluster.wait_for_workers(1);
+    assert_renders(&cluster, 1);
+}
+
+/// A stopped process keeps its sockets open: only its silence tells.
+#[test]
+fn a_hanging_worker_is_noticed_within_its_lease_and_comes_back() {
+    let cluster = Cluster::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
+    cluster.workers[1].signal("STOP");
+    let since = Instant::now();
+    assert_eq!(submit.wait(), Some(1));
+    println!("a hanging worker was noticed after {:.1} s", since.elapsed().as_secs_f64());
+    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    assert!(submit.output().contains("lease"), "{}", submit.output());
+    cluster.wait_for_workers(1);
+    assert_renders(&cluster, 1);
+    cluster.workers[1].signal("CONT");
+    cluster.wait_for_workers(2);
+    assert_renders(&cluster, 2);
+}
+
+#[test]
+fn a_client_that_leaves_cancels_its_job() {
+    let cluster = Cluster::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["INT", "KILL"] {
+        let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
+        submit.signal(name);
+        assert_eq!(submit.wait(), if name == "INT" { Some(130) } else { None });
+        assert_renders(&cluster, 2);
+    }
+    assert!(files(folder.path()).is_empty());
+}

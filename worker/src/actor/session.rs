@@ -1,0 +1,183 @@
+//! The connection to the coordinator, again and again.
+
+use super::supervisor::{Ordered, SessionEnded, SessionOpened, Supervisor};
+use crate::engine::Engine;
+use crate::member::Backoff;
+use crate::memory::resident_bytes;
+use actix::prelude::{Actor, Addr};
+use bytes::Bytes;
+use protocol::codec::Limits;
+use protocol::handshake::{Admission, hello, read_greeting};
+use protocol::message::{Join, Role, ToCoordinator, ToWorker};
+use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
+use protocol::transport::tcp::Listener;
+use protocol::{Fault, FaultKind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::{interval, sleep, timeout};
+
+/// How long the coordinator may take to answer: it greets before it does anything else.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// How many times a lease is renewed in its time: two renewals may be late.
+const RENEWALS: u32 = 3;
+
+type Reader = FrameReader<OwnedReadHalf>;
+type Writer = FrameWriter<OwnedWriteHalf>;
+
+/// What the session with one coordinator takes from the run in progress.
+pub(super) type Outbox = mpsc::UnboundedSender<(ToCoordinator, Bytes)>;
+
+/// Why a worker left for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The coordinator asked it to.
+    Dismissed,
+}
+
+/// Why a session ended or did not begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// Nobody answers there.
+    #[error("no coordinator answers at {address}: {cause}")]
+    Absent {
+        /// Where it was looked for.
+        address: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// It does not let this worker in.
+    #[error("the coordinator at {address} refused this worker: {fault}")]
+    Refused {
+        /// Where it is.
+        address: String,
+        /// Why.
+        fault: Fault,
+    },
+    /// The connection broke.
+    #[error("lost the coordinator at {address}: {cause}")]
+    Lost {
+        /// Where it was.
+        address: String,
+        /// What the system said.
+        cause: String,
+    },
+}
+
+impl SessionError {
+    /// Whether the same attempt can succeed later, without anyone changing this worker.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Absent { .. } | Self::Lost { .. } => true,
+            Self::Refused { fault, .. } => {
+                matches!(fault.kind, FaultKind::ShuttingDown | FaultKind::QueueFull)
+            }
+        }
+    }
+}
+
+/// Renders for the coordinator at `address` (`HOST:PORT`) until it dismisses this worker, calling
+/// it again whenever it is not there.
+///
+/// # Errors
+/// If it refuses this worker for what it is: its model or its release.
+pub async fn join(
+    address: &str,
+    about: Join,
+    engine: Engine,
+    listener: Listener,
+) -> Result<Exit, SessionError> {
+    let supervisor = Supervisor::new(Arc::new(engine), Arc::new(listener)).start();
+    let mut backoff = Backoff::default();
+    let mut reported = String::new();
+    loop {
+        let ended = attend(address, &about, &supervisor, &mut backoff).await;
+        supervisor.do_send(SessionEnded);
+        match ended {
+            Ok(exit) => return Ok(exit),
+            Err(error) if !error.may_pass() => return Err(error),
+            Err(error) => {
+                let cause = error.to_string();
+                // An absent coordinator is worth one line, not one for every attempt.
+                if cause != reported {
+                    tracing::warn!("{cause}; calling it again until it is there");
+                    reported = cause;
+                }
+            }
+        }
+        sleep(backoff.pause()).await;
+    }
+}
+
+/// One session, from the call to its end.
+async fn attend(
+    address: &str,
+    about: &Join,
+    supervisor: &Addr<Supervisor>,
+    backoff: &mut Backoff,
+) -> Result<Exit, SessionError> {
+    let greeted = timeout(GREETING_PATIENCE, greet(address, about)).await;
+    let (reader, writer, admission) = greeted.unwrap_or_else(|_| {
+        let cause = format!("no answer within {} s", GREETING_PATIENCE.as_secs());
+        Err(SessionError::Absent { address: address.to_owned(), cause })
+    })?;
+    backoff.reset();
+    tracing::info!("joined the coordinator at {address} as {}", admission.worker);
+    let (out, said) = mpsc::unbounded_channel();
+    supervisor.do_send(SessionOpened { out });
+    let lost = |cause| SessionError::Lost { address: address.to_owned(), cause };
+    match converse(reader, writer, said, &admission, supervisor).await {
+        Ok(Some(exit)) => Ok(exit),
+        Ok(None) => Err(lost("it closed the connection".to_owned())),
+        Err(error) => Err(lost(error.to_string())),
+    }
+}
+
+async fn greet(address: &str, about: &Join) -> Result<(Reader, Writer, Admission), SessionError> {
+    let connected = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let (read, write) = stream.into_split();
+        let mut reader = FrameReader::new(read, Limits::NO_PAYLOAD);
+        let mut writer = FrameWriter::new(write, Limits::CONTROL);
+        let join = Join { resident_bytes: resident_bytes(), ..about.clone() };
+        writer.send(&hello(Role::Worker(Box::new(join))), &[]).await?;
+        let answer = reader.next_frame().await?;
+        Ok::<_, StreamError>((reader, writer, answer))
+    };
+    let absent = |cause| SessionError::Absent { address: address.to_owned(), cause };
+    let (reader, writer, answer) = connected.await.map_err(|error| absent(error.to_string()))?;
+    let answer = answer.ok_or_else(|| absent("it closed the connection".to_owned()))?;
+    let admission = read_greeting(&answer.body)
+        .map_err(|fault| SessionError::Refused { address: address.to_owned(), fault })?;
+    Ok((reader, writer, admission))
+}
+
+/// Carries orders in and reports out. None: the coordinator closed the connection.
+async fn converse(
+    mut reader: Reader,
+    mut writer: Writer,
+    mut said: mpsc::UnboundedReceiver<(ToCoordinator, Bytes)>,
+    admission: &Admission,
+    supervisor: &Addr<Supervisor>,
+) -> Result<Option<Exit>, StreamError> {
+    let lease = Duration::from_millis(admission.lease_ms.max(1).into());
+    let mut renewal = interval(lease / RENEWALS);
+    loop {
+        tokio::select! {
+            order = reader.next::<ToWorker>() => match order? {
+                Some((ToWorker::Shutdown, _)) => return Ok(Some(Exit::Dismissed)),
+                Some((order, _)) => supervisor.do_send(Ordered(order)),
+                None => return Ok(None),
+            },
+            Some((message, payload)) = said.recv() => writer.send(&message, &payload).await?,
+            _ = renewal.tick() => {
+                let alive = ToCoordinator::Alive { resident_bytes: resident_bytes() };
+                writer.send(&alive, &[]).await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The root actor: takes orders, opens links, gives runs to the engine and stops them.
+
+use super::session::Outbox;
+use crate::engine::{Engine, Run};
+use crate::member::{Duty, Turn};
+use actix::prelude::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
+use bytes::Bytes;
+use protocol::message::{ToCoordinator, ToWorker};
+use protocol::plan::Plan;
+use protocol::transport::Links;
+use protocol::transport::tcp::{Hangup, Listener};
+use protocol::{Fault, FaultKind, Rank, RunId};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// A coordinator let this worker in.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct SessionOpened {
+    pub(super) out: Outbox,
+}
+
+/// The session with the coordinator ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct SessionEnded;
+
+/// The coordinator ordered something.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Ordered(pub(super) ToWorker);
+
+/// The root actor.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    engine: Arc<Engine>,
+    listener: Arc<Listener>,
+    session: Option<Outbox>,
+    duty: Duty,
+    stop: Option<Stop>,
+}
+
+/// The means to stop the current turn.
+#[derive(Debug)]
+struct Stop {
+    cancel: oneshot::Sender<Fault>,
+    hangup: Option<Hangup>,
+}
+
+impl Supervisor {
+    pub(super) fn new(engine: Arc<Engine>, listener: Arc<Listener>) -> Self {
+        Self { engine, listener, session: None, duty: Duty::default(), stop: None }
+    }
+
+    fn say(&self, message: ToCoordinator) {
+        if let Some(session) = &self.session {
+            // A session that just ended is noticed by its own task, which says `SessionEnded`.
+            session.send((message, Bytes::new())).ok();
+        }
+    }
+
+    fn start(&mut self, plan: Plan, rank: Rank, ctx: &mut Context<Self>) {
+        let run = plan.run;
+        let started = check(&plan, rank).and_then(|()| self.duty.start(run));
+        let turn = match started {
+            Ok(turn) => turn,
+            Err(fault) => return self.say(ToCoordinator::Failed { run, fault: fault.on(rank) }),
+        };
+        tracing::info!("{run}: {rank} of {}", plan.world_size());
+        let (cancel, cancelled) = oneshot::channel();
+        self.stop = Some(Stop { cancel, hangup: None });
+        let (listener, engine) = (Arc::clone(&self.listener), Arc::clone(&self.engine));
+        let opening = async move {
+            let links = listener.open(&plan, rank, engine.sites()).await;
+            (plan, links)
+        };
+        let opened = opening.into_actor(self).map(move |(plan, links), supervisor, ctx| {
+            if !supervisor.duty.is_current(turn) {
+                return;
+            }
+            match links {
+                Ok((links, hangup)) => {
+                    let assignment = Assignment { turn, plan, rank };
+                    supervisor.render(assignment, links, hangup, cancelled, ctx);
+                }
+                Err(error) => {
+                    let fault = Fault::from(&error).on(rank);
+                    supervisor.finish(turn, Some(ToCoordinator::Failed { run, fault }));
+                }
+            }
+        });
+        ctx.spawn(opened);
+    }
+
+    fn render(
+        &mut self,
+        Assignment { turn, plan, rank }: Assignment,
+        links: Links,
+        hangup: Hangup,
+        cancel: oneshot::Receiver<Fault>,
+        ctx: &mut Context<Self>,
+    ) {
+        let (Some(session), Some(stop)) = (self.session.clone(), &mut self.stop) else { return };
+        stop.hangup = Some(hangup);
+        let (out, said) = mpsc::unbounded_channel();
+        let run = plan.run;
+        self.engine.render(Run { plan, rank, links, cancel, out });
+        let ended = forward(said, session).into_actor(self);
+        ctx.spawn(ended.map(move |end, supervisor, _| {
+            let end = end.unwrap_or_else(|| {
+                let fault = Fault::new(FaultKind::Compute, "the compute thread is gone");
+                (ToCoordinator::Failed { run, fault: fault.on(rank) }, Bytes::new())
+            });
+            supervisor.finish_with(turn, end);
+        }));
+    }
+
+    /// `turn` is over; its last message goes out after it is, so that the next order finds this
+    /// worker free.
+    fn finish_with(&mut self, turn: Turn, (message, payload): (ToCoordinator, Bytes)) {
+        if self.duty.is_current(turn) {
+            self.finish(turn, None);
+            if let Some(session) = &self.session {
+                session.send((message, payload)).ok();
+            }
+        }
+    }
+
+    fn finish(&mut self, turn: Turn, message: Option<ToCoordinator>) {
+        self.duty.end(turn);
+        self.stop = None;
+        if let Some(message) = message {
+            self.say(message);
+        }
+    }
+
+    /// Stops the current turn: the engine ends it at its next wait or call, and peers learn at once
+    /// that nothing more comes.
+    fn stop(&mut self, cause: &str) {
+        if let Some(Stop { cancel, hangup }) = self.stop.take() {
+            // An engine that has just ended the run has nothing to cancel.
+            cancel.send(Fault::new(FaultKind::Cancelled, cause)).ok();
+            if let Some(hangup) = hangup {
+                hangup.now();
+            }
+        }
+    }
+
+    fn abort(&mut self, run: RunId, fault: &Fault) {
+        let Some(turn) = self.duty.abort(run) else { return };
+        tracing::info!("{run} is aborted: {fault}");
+        let opening = self.stop.as_ref().is_some_and(|stop| stop.hangup.is_none());
+        self.stop(&fault.cause);
+        if opening {
+            // The engine has not heard of this run: nobody else would say that it ended.
+            self.finish(turn, Some(ToCoordinator::Aborted { run }));
+        }
+    }
+}
+
+/// One rank of one run.
+struct Assignment {
+    turn: Turn,
+    plan: Plan,
+    rank: Rank,
+}
+
+fn check(plan: &Plan, rank: Rank) -> Result<(), Fault> {
+    let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
+    plan.check().map_err(|error| mismatch(error.to_string()))?;
+    plan.band(rank).map(drop).ok_or_else(|| mismatch(format!("the plan has no {rank}")))
+}
+
+/// Passes on what the engine says of a run, but for its last message, which is given back. None:
+/// the compute thread ended without one.
+async fn forward(
+    mut said: mpsc::UnboundedReceiver<(ToCoordinator, Bytes)>,
+    session: Outbox,
+) -> Option<(ToCoordinator, Bytes)> {
+    while let Some((message, payload)) = said.recv().await {
+        let last = matches!(
+            message,
+            ToCoordinator::Decoded { .. }
+                | ToCoordinator::Failed { .. }
+                | ToCoordinator::Aborted { .. }
+        );
+        if last {
+            return Some((message, payload));
+        }
+        // Of a session that has ended nobody hears; the supervisor stops the run.
+        session.send((message, payload)).ok();
+    }
+    None
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+}
+
+impl Handler<SessionOpened> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
+        self.session = Some(opened.out);
+    }
+}
+
+impl Handler<SessionEnded> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: SessionEnded, _: &mut Self::Context) {
+        self.session = None;
+        if self.duty.abandon().is_some() {
+            self.stop("the coordinator is gone");
+        }
+    }
+}
+
+impl Handler<Ordered> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Ordered(order): Ordered, ctx: &mut Self::Context) {
+        match order {
+            ToWorker::Start { plan, rank } => self.start(*plan, rank, ctx),
+            ToWorker::Abort { run, fault } => self.abort(run, &fault),
+            // The session ends itself on this one.
+            ToWorker::Shutdown => {}
+        }
+    }
+}

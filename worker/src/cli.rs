@@ -1,0 +1,66 @@
+//! The `worker` command.
+
+mod info;
+mod join;
+
+use clap::{Parser, Subcommand};
+use protocol::job::Dtype;
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::actor;
+use crate::engine::EngineOptions;
+
+/// Renders bands of images for a coordinator.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load a model and render for a coordinator until told to stop.
+    Join(join::JoinArgs),
+    /// Load a model and tell what it is.
+    Info(info::InfoArgs),
+}
+
+/// What to load, and on what.
+#[derive(Clone, Debug, clap::Args)]
+struct EngineArgs {
+    /// A checkpoint in the diffusers folder layout [default: the built-in emoji-xl].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The type weights are held in: auto (as the checkpoint stores them), f32, f16 or bf16.
+    #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
+    dtype: Dtype,
+    /// Compute threads [default: this machine's cores].
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl EngineArgs {
+    fn options(self) -> EngineOptions {
+        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let threads = self.threads.unwrap_or_else(cores);
+        EngineOptions { model: self.model, dtype: self.dtype, threads }
+    }
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn run() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Join(arguments) => actor::block_on(join::run(arguments)),
+        Command::Info(arguments) => info::run(arguments),
+    };
+    outcome.unwrap_or_else(|error| {
+        // A closed standard error leaves nobody to tell.
+        writeln!(std::io::stderr(), "error: {error:#}").ok();
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,47 @@
+//! `worker info`.
+
+use super::EngineArgs;
+use crate::engine::Engine;
+use crate::memory::resident_bytes;
+use protocol::plan::Ask;
+use std::io::Write;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
+    let engine = Engine::load(&arguments.engine.options())?;
+    let card = engine.card();
+    let (width, height) = card.native;
+    let count =
+        |asks: fn(&Ask) -> bool| engine.sites().iter().filter(|site| asks(&site.ask)).count();
+    let rows = [
+        ("model", format!("{} ({})", card.name, card.family)),
+        ("digest", card.digest.clone()),
+        ("weights", format!("{} MiB as {}", card.weight_bytes >> 20, card.dtype)),
+        ("resident", format!("{} MiB", resident_bytes() >> 20)),
+        ("native size", format!("{width}x{height}")),
+        ("sizes", format!("multiples of {} pixels", card.vae_factor * card.row_unit)),
+        ("scheduler", card.scheduler.to_string()),
+        ("guidance", card.guidance.to_string()),
+        (
+            "exchange sites",
+            format!(
+                "{} halos, {} moments, {} gathers",
+                count(|ask| matches!(ask, Ask::Halo { .. })),
+                count(|ask| matches!(ask, Ask::Moments { .. })),
+                count(|ask| matches!(ask, Ask::Gather))
+            ),
+        ),
+        ("kernels", engine.kernels()),
+    ];
+    let mut out = std::io::stdout().lock();
+    for (name, value) in rows {
+        writeln!(out, "{name:<15} {value}")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

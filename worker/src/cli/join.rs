@@ -1,0 +1,109 @@
+//! `worker join`.
+
+use super::EngineArgs;
+use crate::actor::{self, Exit};
+use crate::engine::{Engine, EngineOptions};
+use crate::memory::resident_bytes;
+use anyhow::{Context, bail};
+use protocol::message::Join;
+use protocol::transport::tcp::Listener;
+use std::io::{IsTerminal, Read};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// The exit code of a command that Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct JoinArgs {
+    /// The coordinator to render for. It need not be there yet.
+    #[arg(long, value_name = "HOST:PORT")]
+    coordinator: String,
+    /// Where other workers reach this one. The address 0.0.0.0 means: the one from which this
+    /// machine reaches the coordinator; port 0 means: any free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
+    listen: SocketAddr,
+    /// What logs and status call this worker [default: host name and process number].
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Exit when standard input is closed: for a parent process, however it ends.
+    #[arg(long)]
+    with_parent: bool,
+}
+
+pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let with_parent = arguments.with_parent;
+    tokio::select! {
+        outcome = serve(arguments) => outcome,
+        () = parent_gone(), if with_parent => Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+    }
+}
+
+async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
+    check_address(&arguments.coordinator)?;
+    let listener = Listener::bind(arguments.listen).await.with_context(|| {
+        format!("cannot listen on {} (give another address with --listen)", arguments.listen)
+    })?;
+    let options = arguments.engine.options();
+    let threads = u16::try_from(options.threads.get()).context("--threads is too large")?;
+    let engine = load(options).await?;
+    let about = Join {
+        name: arguments.name.unwrap_or_else(own_name),
+        listen: listener.address(),
+        model: engine.card().clone(),
+        threads,
+        kernels: engine.kernels(),
+        resident_bytes: resident_bytes(),
+    };
+    let card = &about.model;
+    tracing::info!("loaded {} ({} MiB as {})", card.name, card.weight_bytes >> 20, card.dtype);
+    match actor::join(&arguments.coordinator, about, engine, listener).await? {
+        Exit::Dismissed => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn check_address(address: &str) -> anyhow::Result<()> {
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
+        _ => bail!("--coordinator {address}: give HOST:PORT, such as 10.0.0.1:7411"),
+    }
+}
+
+/// Loads on a thread of its own, so that signals are answered meanwhile.
+async fn load(options: EngineOptions) -> anyhow::Result<Engine> {
+    let (loaded, engine) = oneshot::channel();
+    std::thread::Builder::new().name("load".to_owned()).spawn(move || {
+        // Nobody waits for it any more if this process is ending.
+        loaded.send(Engine::load(&options)).ok();
+    })?;
+    Ok(engine.await.context("loading the model panicked")??)
+}
+
+/// Waits until standard input is closed, on a thread that does not keep this process alive.
+async fn parent_gone() {
+    let (gone, parent) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
+        drop(gone);
+    });
+    parent.await.ok();
+}
+
+fn own_name() -> String {
+    let host = gethostname::gethostname();
+    format!("{}-{}", host.to_string_lossy(), std::process::id())
+}
