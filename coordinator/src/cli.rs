@@ -16,6 +16,8 @@ const ADDRESS_DEFAULT: &str = "127.0.0.1:7411";
 
 /// The exit code of a command that Ctrl-C ended, as shells have it.
 const INTERRUPTED: u8 = 130;
+/// The exit code of a command that SIGTERM ended.
+const TERMINATED: u8 = 143;
 
 /// Renders one diffusion image on many machines at once.
 #[derive(Debug, Parser)]

@@ -11,19 +11,19 @@ pub(super) struct RequestArgs {
     #[arg(long, value_name = "TEXT")]
     pub(super) negative: Option<String>,
     /// Sampler steps [default: 30].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     steps: Option<u32>,
     /// Classifier-free guidance scale; 1 turns guidance off [default: the model family's].
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true)]
     guidance: Option<f32>,
     /// Width in pixels [default: the model's native width].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     width: Option<u32>,
     /// Height in pixels [default: the model's native height].
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", allow_negative_numbers = true)]
     height: Option<u32>,
     /// Seed of the noise, which is that of torch's CPU generator [default: drawn].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Sampler: ddim, euler, euler-a, dpmpp-2m, dpmpp-2m-karras, unipc, heun, lcm or pndm
     /// [default: the checkpoint's own].

@@ -2,18 +2,24 @@
 
 use super::progress::Progress;
 use super::request::RequestArgs;
-use super::{ADDRESS_DEFAULT, INTERRUPTED};
+use super::{ADDRESS_DEFAULT, INTERRUPTED, TERMINATED};
 use crate::client::{Client, ClientError};
 use crate::launch::local::{LocalCluster, LocalWorkers};
 use crate::output::{Latents, Parameters, check_writable, write_png};
 use anyhow::bail;
 use bytes::Bytes;
+use protocol::FaultKind;
 use protocol::message::{Event, ToClient};
 use protocol::plan::Geometry;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+/// How long after its connection a worker's process may end: both happen at once.
+const OBITUARY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SubmitArgs {
@@ -64,13 +70,30 @@ pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
             rendered = render(&arguments, &address) => rendered.map(|()| ExitCode::SUCCESS),
             died = worker_died => Err(died.into()),
             _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
-            _ = terminate.recv() => Ok(ExitCode::FAILURE),
+            _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),
         }
     };
-    if let Some(cluster) = cluster {
-        cluster.stop().await;
+    match cluster {
+        Some(cluster) => explain(outcome, cluster).await,
+        None => outcome,
     }
-    outcome
+}
+
+/// Ends the local workers. If one was lost, how its process ended says more than that it did.
+async fn explain(
+    outcome: anyhow::Result<ExitCode>,
+    mut cluster: LocalCluster,
+) -> anyhow::Result<ExitCode> {
+    let lost = outcome.as_ref().is_err_and(|error| {
+        matches!(
+            error.downcast_ref(),
+            Some(ClientError::Refused(fault))
+                if matches!(fault.kind, FaultKind::WorkerLost | FaultKind::PeerLost)
+        )
+    });
+    let died = if lost { timeout(OBITUARY, cluster.worker_died()).await.ok() } else { None };
+    cluster.stop().await;
+    died.map_or(outcome, |died| Err(died.into()))
 }
 
 fn local_workers(arguments: &SubmitArgs, count: NonZeroU16) -> LocalWorkers {
@@ -126,7 +149,7 @@ async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
                     spec: (**spec).clone(),
                     model: model.clone(),
                     workers: bands.len(),
-                    bands: bands.clone(),
+                    rows: bands.iter().map(|band| band.rows).collect(),
                     release: protocol::RELEASE.to_owned(),
                 };
                 heard.started = Some((parameters, *geometry));

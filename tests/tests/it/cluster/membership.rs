@@ -6,7 +6,7 @@ use tests::cluster::{Cluster, Process, eventually, free_address, join, serve};
 
 const QUICK: [&str; 3] = ["red apple", "--steps", "3"];
 /// Minutes of work.
-const LONG: [&str; 6] = ["red apple", "--steps", "1000", "--scheduler", "ddim", "--json"];
+const LONG: [&str; 6] = ["red apple", "--steps", "500", "--width", "512", "--json"];
 
 fn assert_renders(cluster: &Cluster, workers: usize) {
     let folder = tempfile::tempdir().unwrap();

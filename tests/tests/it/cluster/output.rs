@@ -76,7 +76,7 @@ fn saved_latents_are_those_of_every_step() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let saved = fixture::read_safetensors(latents.as_ref());
     // Heun's six steps take eleven calls.
-    assert_eq!(saved["latents"].shape, [11, 8, 64, 64]);
+    assert_eq!(saved["latents"].shape, [11, 8, 32, 32]);
 }
 
 #[test]

@@ -15,8 +15,9 @@ use tests::fixture;
 fn refused(arguments: &[&str]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let out = within(folder.path(), "image.png");
-    let base = ["submit", "red apple", "--local", "2", "--out", &out];
-    let output = coordinator(&[&base[..], arguments].concat());
+    let base = ["submit", "red apple", "--local", "2"];
+    let out = if arguments[0] == "--out" { &[][..] } else { &["--out", &out] };
+    let output = coordinator(&[&base[..], out, arguments].concat());
     let said = text(&output.stderr);
     assert!(!output.status.success(), "{arguments:?} succeeded");
     assert!(!said.contains("panicked"), "{arguments:?}: {said}");
@@ -33,7 +34,7 @@ fn assert_names(said: &str, words: &[&str]) {
 #[test]
 fn values_that_cannot_be_rendered() {
     for (arguments, words) in [
-        (&["--width", "250"][..], &["width 250", "240", "256"][..]),
+        (&["--width", "250"][..], &["width 250", "224 and 256"][..]),
         (&["--height", "9000"], &["height 9000", "8192"]),
         (&["--height", "0"], &["height 0", "smallest"]),
         (&["--height", "16"], &["height 16", "2"]),
@@ -118,8 +119,8 @@ fn a_worker_with_another_model_is_refused_with_both_named() {
 fn say(address: &str, frame: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    stream.write_all(frame).unwrap();
-    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    stream.write_all(frame).ok(); // it may have hung up already
+    stream.shutdown(std::net::Shutdown::Write).ok();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok(); // a reset is an end, too
     answer
