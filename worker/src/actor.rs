@@ -1,7 +1,7 @@
 //! The worker among others: the only place with actix and the coordinator's socket.
 //!
-//! [`session`] keeps a connection to the coordinator and opens a new one when it breaks;
-//! [`supervisor`] takes its orders, opens links to peers and gives runs to the engine.
+//! `session` keeps a connection to the coordinator and opens a new one when it breaks;
+//! `supervisor` takes its orders, opens links to peers and gives runs to the engine.
 
 mod session;
 mod supervisor;

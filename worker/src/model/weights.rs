@@ -328,7 +328,7 @@ impl Values {
         }
     }
 
-    /// Widens row `row` of a [rows, columns] table into `out` [columns].
+    /// Widens row `row` of a table \[rows, columns\] into `out`, \[columns\].
     pub fn widen_row(&self, row: usize, out: &mut [f32]) {
         let range = row * out.len()..(row + 1) * out.len();
         match self {

@@ -32,7 +32,7 @@ pub struct TransformerShape {
     pub groups: usize,
 }
 
-/// A stack of [`TransformerBlock`]s between two projections.
+/// A stack of transformer blocks between two projections.
 #[derive(Debug)]
 pub struct Transformer {
     norm: GroupNorm,
