@@ -2,9 +2,9 @@
 //!
 //! Every connection starts with one message of the caller and one answer. On a control connection
 //! these are [`Hello`] and [`Greeting`]; on a link [`PeerHello`](crate::message::PeerHello) and
-//! [`PeerAnswer`](crate::message::PeerAnswer). Both openers
-//! start with the caller's wire version, which is read before anything else, so that processes of
-//! two releases can at least tell each other that they are.
+//! [`PeerAnswer`](crate::message::PeerAnswer). Both openers start with the caller's wire version,
+//! which is read before anything else, so that processes of two releases can at least tell each
+//! other that they are.
 
 mod peer;
 
