@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything here may take before a test fails: generous, because other tests share the
@@ -149,6 +150,7 @@ pub fn join(address: &str) -> Process {
 pub struct Process {
     child: Child,
     output: Arc<Mutex<String>>,
+    collectors: Vec<JoinHandle<()>>,
 }
 
 impl Process {
@@ -160,13 +162,9 @@ impl Process {
     pub fn start(name: &str, arguments: &[&str]) -> Self {
         let mut child = command(name).args(arguments).spawn().expect("the process starts");
         let output = Arc::new(Mutex::new(String::new()));
-        if let Some(stdout) = child.stdout.take() {
-            collect(stdout, Arc::clone(&output));
-        }
-        if let Some(stderr) = child.stderr.take() {
-            collect(stderr, Arc::clone(&output));
-        }
-        Self { child, output }
+        let stdout = child.stdout.take().map(|stdout| collect(stdout, Arc::clone(&output)));
+        let stderr = child.stderr.take().map(|stderr| collect(stderr, Arc::clone(&output)));
+        Self { child, output, collectors: stdout.into_iter().chain(stderr).collect() }
     }
 
     /// Its process number.
@@ -201,7 +199,8 @@ impl Process {
         signal(self.id(), name);
     }
 
-    /// Waits for its end and gives its exit code; None if a signal ended it.
+    /// Waits for its end, and for all that it printed, and gives its exit code; None if a signal
+    /// ended it.
     ///
     /// # Panics
     /// If it does not end within [`PATIENCE`].
@@ -212,6 +211,9 @@ impl Process {
             status.is_some()
         });
         assert!(ended, "still running; printed:\n{}", self.output());
+        for collector in self.collectors.drain(..) {
+            collector.join().expect("the collector does not panic");
+        }
         status.and_then(|status| status.code())
     }
 }
@@ -224,14 +226,14 @@ impl Drop for Process {
     }
 }
 
-fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             let mut output = into.lock().expect("readers of the output do not panic");
             output.push_str(&line);
             output.push('\n');
         }
-    });
+    })
 }
 
 /// Sends a signal by name to a process.
