@@ -81,15 +81,18 @@ impl ResnetBlock {
             (Some(projection), Some(time)) => Some(projection.forward(time)?),
             _ => None,
         };
-        let hidden = self.norm1.forward_silu(x, exchange)?;
+        // Each image is dropped once it is read: in the VAE one may take a GiB.
+        let normed = self.norm1.forward_silu(x, exchange)?;
         let plain = Finish::default();
-        let hidden = self.conv1.forward_with(&hidden, shift.as_ref(), plain, exchange)?;
+        let hidden = self.conv1.forward_with(&normed, shift.as_ref(), plain, exchange)?;
+        drop(normed);
         // 2. Second convolution, on top of the shortcut.
-        let hidden = self.norm2.forward_silu(&hidden, exchange)?;
+        let normed = self.norm2.forward_silu(&hidden, exchange)?;
+        drop(hidden);
         let shortcut = self.conv_shortcut.as_ref().map(|conv| conv.forward(x)).transpose()?;
         let residual = Some(shortcut.as_ref().unwrap_or(x));
         let finish = Finish { activation: Activation::None, residual };
-        self.conv2.forward_with(&hidden, None, finish, exchange)
+        self.conv2.forward_with(&normed, None, finish, exchange)
     }
 }
 
