@@ -75,6 +75,17 @@ pub fn case(list: &str, name: &str) -> Case {
     known.unwrap_or_else(|| panic!("{list} has no case {name}"))
 }
 
+/// The cases of `list` that have no test of their own, of those that `is_meant`: a fixture that grows
+/// is checked whole before anyone names what is new.
+///
+/// # Panics
+/// If the fixture is damaged.
+#[must_use]
+pub fn cases_beyond(list: &str, named: &[&str], is_meant: fn(&Case) -> bool) -> Vec<Case> {
+    let beyond = |case: &Case| is_meant(case) && !named.contains(&case.name.as_str());
+    cases(list).into_iter().filter(beyond).collect()
+}
+
 impl Case {
     /// The sampler to ask for.
     ///

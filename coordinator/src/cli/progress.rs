@@ -129,7 +129,10 @@ fn waits(finished: &Finished) -> String {
 /// Prints a line; a reader that went away is no reason to stop rendering.
 fn say(line: &impl std::fmt::Display) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{line}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let cause = format!("cannot write to standard output: {error}");
+            Err(io::Error::new(error.kind(), cause))
+        }
         _ => Ok(()),
     }
 }
