@@ -41,9 +41,9 @@ impl Coordinator {
         self.address
     }
 
-    /// Ends every job with `ShuttingDown`, and asks the workers to exit if `with_workers`.
-    pub async fn shut_down(&self, with_workers: bool) {
+    /// Ends every job with `ShuttingDown`. Workers find the connection closed when the process ends.
+    pub async fn shut_down(&self) {
         // A supervisor that is gone has nothing left to end.
-        self.supervisor.send(supervisor::ShutDown { with_workers }).await.ok();
+        self.supervisor.send(supervisor::ShutDown).await.ok();
     }
 }

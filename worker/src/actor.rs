@@ -6,7 +6,7 @@
 mod session;
 mod supervisor;
 
-pub use session::{Exit, SessionError, join};
+pub use session::{SessionError, join};
 
 use std::future::Future;
 

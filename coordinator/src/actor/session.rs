@@ -107,7 +107,6 @@ async fn serve_worker(
     .await;
     let cause = ended.as_ref().err().map_or_else(String::new, ToString::to_string);
     supervisor.do_send(WorkerLeft { worker, cause });
-    // An order that ends the session, such as to exit, should still arrive.
     writer.close().await.ok();
     ended
 }

@@ -80,9 +80,7 @@ pub(super) struct ReadCluster;
 /// Ends every job; no more start.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct ShutDown {
-    pub(super) with_workers: bool,
-}
+pub(super) struct ShutDown;
 
 /// The root actor.
 #[derive(Debug)]
@@ -475,7 +473,7 @@ impl Handler<ReadCluster> for Supervisor {
 impl Handler<ShutDown> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, order: ShutDown, _: &mut Self::Context) {
+    fn handle(&mut self, _: ShutDown, _: &mut Self::Context) {
         self.shutting_down = true;
         let fault = Fault::new(FaultKind::ShuttingDown, "the coordinator is shutting down");
         let waiting: Vec<JobId> = self.queue.drain().map(|waiting| waiting.job).collect();
@@ -483,10 +481,5 @@ impl Handler<ShutDown> for Supervisor {
             self.tell(job, Event::Failed { fault: fault.clone() }, Bytes::new());
         }
         self.fail(fault);
-        if order.with_workers {
-            for worker in self.orders.keys() {
-                self.order(*worker, ToWorker::Shutdown);
-            }
-        }
     }
 }

@@ -3,6 +3,7 @@
 use super::ADDRESS_DEFAULT;
 use crate::actor::Coordinator;
 use anyhow::Context;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +23,11 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let level = if arguments.verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let coordinator = Coordinator::start(&arguments.listen).await.with_context(|| {
@@ -37,7 +42,7 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
         _ = terminate.recv() => {}
     }
     tracing::info!("shutting down; workers stay and come back to the next coordinator here");
-    coordinator.shut_down(false).await;
+    coordinator.shut_down().await;
     tokio::time::sleep(FAREWELL).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -137,7 +137,7 @@ impl LocalCluster {
                 worker.child.kill().await.ok();
             }
         }
-        self.coordinator.shut_down(false).await;
+        self.coordinator.shut_down().await;
     }
 }
 

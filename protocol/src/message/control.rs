@@ -136,8 +136,6 @@ pub enum ToWorker {
         /// Why.
         fault: Fault,
     },
-    /// Leave and exit with success.
-    Shutdown,
 }
 
 /// From a client to the coordinator.

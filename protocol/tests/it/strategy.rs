@@ -199,7 +199,6 @@ pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
         (plan(), any::<u16>())
             .prop_map(|(plan, rank)| ToWorker::Start { plan: Box::new(plan), rank: Rank(rank) }),
         (run_id(), fault()).prop_map(|(run, fault)| ToWorker::Abort { run, fault }),
-        Just(ToWorker::Shutdown),
     ]
 }
 

@@ -30,13 +30,6 @@ type Writer = FrameWriter<OwnedWriteHalf>;
 /// What the session with one coordinator takes from the run in progress.
 pub(super) type Outbox = mpsc::UnboundedSender<(ToCoordinator, Bytes)>;
 
-/// Why a worker left for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// The coordinator asked it to.
-    Dismissed,
-}
-
 /// Why a session ended or did not begin.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -79,61 +72,51 @@ impl SessionError {
     }
 }
 
-/// Renders for the coordinator at `address` (`HOST:PORT`) until it dismisses this worker, calling
-/// it again whenever it is not there.
-///
-/// # Errors
-/// If it refuses this worker for what it is: its model or its release.
-pub async fn join(
-    address: &str,
-    about: Join,
-    engine: Engine,
-    listener: Listener,
-) -> Result<Exit, SessionError> {
+/// Renders for the coordinator at `address` (`HOST:PORT`), calling it again whenever it is not there.
+/// Ends only when it refuses this worker for what it is: its model or its release.
+pub async fn join(address: &str, about: Join, engine: Engine, listener: Listener) -> SessionError {
     let supervisor = Supervisor::new(Arc::new(engine), Arc::new(listener)).start();
     let mut backoff = Backoff::default();
     let mut reported = String::new();
     loop {
         let ended = attend(address, &about, &supervisor, &mut backoff).await;
         supervisor.do_send(SessionEnded);
-        match ended {
-            Ok(exit) => return Ok(exit),
-            Err(error) if !error.may_pass() => return Err(error),
-            Err(error) => {
-                let cause = error.to_string();
-                // An absent coordinator is worth one line, not one for every attempt.
-                if cause != reported {
-                    tracing::warn!("{cause}; calling it again until it is there");
-                    reported = cause;
-                }
-            }
+        if !ended.may_pass() {
+            return ended;
+        }
+        let cause = ended.to_string();
+        // An absent coordinator is worth one line, not one for every attempt.
+        if cause != reported {
+            tracing::warn!("{cause}; calling it again until it is there");
+            reported = cause;
         }
         sleep(backoff.pause()).await;
     }
 }
 
-/// One session, from the call to its end.
+/// One session, from the call to its end, and why it ended.
 async fn attend(
     address: &str,
     about: &Join,
     supervisor: &Addr<Supervisor>,
     backoff: &mut Backoff,
-) -> Result<Exit, SessionError> {
+) -> SessionError {
     let greeted = timeout(GREETING_PATIENCE, greet(address, about)).await;
-    let (reader, writer, admission) = greeted.unwrap_or_else(|_| {
+    let greeted = greeted.unwrap_or_else(|_| {
         let cause = format!("no answer within {} s", GREETING_PATIENCE.as_secs());
         Err(SessionError::Absent { address: address.to_owned(), cause })
-    })?;
+    });
+    let (reader, writer, admission) = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => return error,
+    };
     backoff.reset();
     tracing::info!("joined the coordinator at {address} as {}", admission.worker);
     let (out, said) = mpsc::unbounded_channel();
     supervisor.do_send(SessionOpened { out });
-    let lost = |cause| SessionError::Lost { address: address.to_owned(), cause };
-    match converse(reader, writer, said, &admission, supervisor).await {
-        Ok(Some(exit)) => Ok(exit),
-        Ok(None) => Err(lost("it closed the connection".to_owned())),
-        Err(error) => Err(lost(error.to_string())),
-    }
+    let ended = converse(reader, writer, said, &admission, supervisor).await;
+    let cause = ended.map_or_else(|e| e.to_string(), |()| "it closed the connection".to_owned());
+    SessionError::Lost { address: address.to_owned(), cause }
 }
 
 async fn greet(address: &str, about: &Join) -> Result<(Reader, Writer, Admission), SessionError> {
@@ -156,22 +139,21 @@ async fn greet(address: &str, about: &Join) -> Result<(Reader, Writer, Admission
     Ok((reader, writer, admission))
 }
 
-/// Carries orders in and reports out. None: the coordinator closed the connection.
+/// Carries orders in and reports out, until the coordinator closes the connection.
 async fn converse(
     mut reader: Reader,
     mut writer: Writer,
     mut said: mpsc::UnboundedReceiver<(ToCoordinator, Bytes)>,
     admission: &Admission,
     supervisor: &Addr<Supervisor>,
-) -> Result<Option<Exit>, StreamError> {
+) -> Result<(), StreamError> {
     let lease = Duration::from_millis(admission.lease_ms.max(1).into());
     let mut renewal = interval(lease / RENEWALS);
     loop {
         tokio::select! {
             order = reader.next::<ToWorker>() => match order? {
-                Some((ToWorker::Shutdown, _)) => return Ok(Some(Exit::Dismissed)),
                 Some((order, _)) => supervisor.do_send(Ordered(order)),
-                None => return Ok(None),
+                None => return Ok(()),
             },
             Some((message, payload)) = said.recv() => writer.send(&message, &payload).await?,
             _ = renewal.tick() => {

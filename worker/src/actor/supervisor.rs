@@ -223,8 +223,6 @@ impl Handler<Ordered> for Supervisor {
         match order {
             ToWorker::Start { plan, rank } => self.start(*plan, rank, ctx),
             ToWorker::Abort { run, fault } => self.abort(run, &fault),
-            // The session ends itself on this one.
-            ToWorker::Shutdown => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `worker join`.
 
 use super::EngineArgs;
-use crate::actor::{self, Exit};
+use crate::actor;
 use crate::engine::{Engine, EngineOptions};
 use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
@@ -70,9 +70,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     };
     let card = &about.model;
     tracing::info!("loaded {} ({} MiB as {})", card.name, card.weight_bytes >> 20, card.dtype);
-    match actor::join(&arguments.coordinator, about, engine, listener).await? {
-        Exit::Dismissed => Ok(ExitCode::SUCCESS),
-    }
+    Err(actor::join(&arguments.coordinator, about, engine, listener).await.into())
 }
 
 fn check_address(address: &str) -> anyhow::Result<()> {
