@@ -232,6 +232,10 @@ fn draw(bar: &ProgressBar, event: &Event) {
             bar.enable_steady_tick(REDRAW);
         }
         Event::Notice { .. } | Event::Started { .. } => {
+            if let Event::Started { spec, .. } = event {
+                // The first step corrects it for samplers that take several calls a step.
+                bar.set_length(spec.steps.into());
+            }
             if let Some(line) = line(event) {
                 bar.println(line);
             }

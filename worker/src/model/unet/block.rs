@@ -46,6 +46,42 @@ impl Layer {
     }
 }
 
+/// The layers of a block.
+#[derive(Debug)]
+struct Layers(Vec<Layer>);
+
+impl Layers {
+    /// Layers at `resolution`, one for each of `inputs`: the channels of what it gets.
+    fn load(
+        loader: &Loader<'_>,
+        config: &UNetConfig,
+        resolution: usize,
+        attends: bool,
+        inputs: impl Iterator<Item = usize>,
+    ) -> Result<Self> {
+        let channels = config.block_channels[resolution];
+        let layer = |(index, inputs)| {
+            let shape = resnet_shape(config, inputs, channels);
+            let resnet = ResnetBlock::load(&loader.at("resnets").at(index), shape)?;
+            let attention = attends.then(|| {
+                let shape = transformer_shape(config, resolution);
+                Transformer::load(&loader.at("attentions").at(index), shape)
+            });
+            Ok(Layer { resnet, attention: attention.transpose()? })
+        };
+        Ok(Self(inputs.enumerate().map(layer).collect::<Result<_>>()?))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(Layer::bytes).sum()
+    }
+
+    fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
+        let mut attentions = self.0.iter().filter_map(|layer| layer.attention.as_ref());
+        attentions.try_for_each(|attention| attention.text_kv(text, into))
+    }
+}
+
 fn resnet_shape(config: &UNetConfig, inputs: usize, outputs: usize) -> ResnetShape {
     let time = Some(4 * config.block_channels[0]);
     ResnetShape { inputs, outputs, time, groups: config.norm_groups, eps: config.norm_eps }
@@ -64,7 +100,7 @@ fn transformer_shape(config: &UNetConfig, resolution: usize) -> TransformerShape
 /// `DownBlock2D` and `CrossAttnDownBlock2D`.
 #[derive(Debug)]
 pub struct DownBlock {
-    layers: Vec<Layer>,
+    layers: Layers,
     downsampler: Option<Conv3x3>,
 }
 
@@ -76,20 +112,10 @@ impl DownBlock {
     pub fn load(loader: &Loader<'_>, config: &UNetConfig, resolution: usize) -> Result<Self> {
         let channels = config.block_channels[resolution];
         let before = config.block_channels[resolution.saturating_sub(1)];
-        let layers = (0..config.layers_per_block)
-            .map(|index| {
-                let inputs = if index == 0 { before } else { channels };
-                let resnet = loader.at("resnets").at(index);
-                let attention = config.down_attention[resolution].then(|| {
-                    let shape = transformer_shape(config, resolution);
-                    Transformer::load(&loader.at("attentions").at(index), shape)
-                });
-                Ok(Layer {
-                    resnet: ResnetBlock::load(&resnet, resnet_shape(config, inputs, channels))?,
-                    attention: attention.transpose()?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let inputs =
+            (0..config.layers_per_block).map(|layer| if layer == 0 { before } else { channels });
+        let layers =
+            Layers::load(loader, config, resolution, config.down_attention[resolution], inputs)?;
         let last = resolution + 1 == config.block_channels.len();
         let downsampler = (!last)
             .then(|| Conv3x3::load(&loader.at("downsamplers.0.conv"), channels, channels, 2));
@@ -99,8 +125,7 @@ impl DownBlock {
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>()
-            + self.downsampler.as_ref().map_or(0, Conv3x3::bytes)
+        self.layers.bytes() + self.downsampler.as_ref().map_or(0, Conv3x3::bytes)
     }
 
     /// The keys and values of the text for every attention, in `forward`'s order.
@@ -108,10 +133,7 @@ impl DownBlock {
     /// # Errors
     /// If `text` is not a contiguous [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
-        self.layers
-            .iter()
-            .filter_map(|layer| layer.attention.as_ref())
-            .try_for_each(|attention| attention.text_kv(text, into))
+        self.layers.text_kv(text, into)
     }
 
     /// Runs the block on `x` and pushes what the way up will need onto `skips`.
@@ -124,7 +146,7 @@ impl DownBlock {
         skips: &mut Vec<Tensor>,
         on: &mut Conditions<'_, I>,
     ) -> Result<Tensor> {
-        for layer in &self.layers {
+        for layer in &self.layers.0 {
             x = layer.forward(&x, on)?;
             skips.push(x.clone());
         }
@@ -190,7 +212,7 @@ impl MidBlock {
 /// `UpBlock2D` and `CrossAttnUpBlock2D`.
 #[derive(Debug)]
 pub struct UpBlock {
-    layers: Vec<Layer>,
+    layers: Layers,
     upsampler: Option<Upsample>,
 }
 
@@ -205,24 +227,12 @@ impl UpBlock {
         let channels = config.block_channels[resolution];
         let below = config.block_channels[(resolution + 1).min(lowest)];
         let above = config.block_channels[resolution.saturating_sub(1)];
-        let layers = (0..=config.layers_per_block)
-            .map(|layer| {
-                let hidden = if layer == 0 { below } else { channels };
-                let skip = if layer == config.layers_per_block { above } else { channels };
-                let resnet = loader.at("resnets").at(layer);
-                let attention = config.up_attention[index].then(|| {
-                    let shape = transformer_shape(config, resolution);
-                    Transformer::load(&loader.at("attentions").at(layer), shape)
-                });
-                Ok(Layer {
-                    resnet: ResnetBlock::load(
-                        &resnet,
-                        resnet_shape(config, hidden + skip, channels),
-                    )?,
-                    attention: attention.transpose()?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let inputs = (0..=config.layers_per_block).map(|layer| {
+            let hidden = if layer == 0 { below } else { channels };
+            let skip = if layer == config.layers_per_block { above } else { channels };
+            hidden + skip
+        });
+        let layers = Layers::load(loader, config, resolution, config.up_attention[index], inputs)?;
         let upsampler =
             (resolution > 0).then(|| Upsample::load(&loader.at("upsamplers.0"), channels));
         Ok(Self { layers, upsampler: upsampler.transpose()? })
@@ -231,8 +241,7 @@ impl UpBlock {
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(Layer::bytes).sum::<usize>()
-            + self.upsampler.as_ref().map_or(0, Upsample::bytes)
+        self.layers.bytes() + self.upsampler.as_ref().map_or(0, Upsample::bytes)
     }
 
     /// The keys and values of the text for every attention, in `forward`'s order.
@@ -240,10 +249,7 @@ impl UpBlock {
     /// # Errors
     /// If `text` is not a contiguous [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
-        self.layers
-            .iter()
-            .filter_map(|layer| layer.attention.as_ref())
-            .try_for_each(|attention| attention.text_kv(text, into))
+        self.layers.text_kv(text, into)
     }
 
     /// Runs the block on `x`, taking from `skips` what the way down left.
@@ -256,7 +262,7 @@ impl UpBlock {
         skips: &mut Vec<Tensor>,
         on: &mut Conditions<'_, I>,
     ) -> Result<Tensor> {
-        for layer in &self.layers {
+        for layer in &self.layers.0 {
             let skip = skips.pop().expect("each layer up has its counterpart on the way down");
             x = layer.forward(&beside(&x, &skip)?, on)?;
         }
