@@ -86,6 +86,15 @@ names!(
         FullSync = "full-sync",
         /// Peers' values are one call old; group norms are corrected by the own band's change.
         Corrected = "corrected",
+        /// Peers' values are one call old, their group statistics too.
+        Stale = "stale",
+        /// Peers' values are one call old, but group statistics are waited for.
+        SyncGn = "sync-gn",
+        /// Peers' values are one call old; group norms see the own band only.
+        Separate = "separate",
+        /// Peers' values are those of the last synchronous call for ever; group norms see the own
+        /// band only. Nothing is sent.
+        NoSync = "no-sync",
     }
 );
 

@@ -106,6 +106,19 @@ impl Case {
         }
     }
 
+    /// Our name of its mode; `single.json` has none.
+    fn our_mode(&self) -> Mode {
+        match self.mode.as_str() {
+            "corrected_async_gn" => Mode::Corrected,
+            "stale_gn" => Mode::Stale,
+            "sync_gn" => Mode::SyncGn,
+            "separate_gn" => Mode::Separate,
+            "no_sync" => Mode::NoSync,
+            "full_sync" | "" => Mode::FullSync,
+            other => panic!("unknown golden mode {other}"),
+        }
+    }
+
     /// Whether the case is one of banded ranks that run both branches of guidance.
     #[must_use]
     pub fn is_flat_patch(&self) -> bool {
@@ -125,7 +138,7 @@ impl Case {
             seed: self.seed,
             scheduler: self.sampler(),
             warmup: self.warmup,
-            mode: if self.mode == "corrected_async_gn" { Mode::Corrected } else { Mode::FullSync },
+            mode: self.our_mode(),
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
         }
     }

@@ -5,8 +5,8 @@
 //! - [`displaced`] answers with the previous call's values and sends its own for the next one.
 //!
 //! Invariants, cited by tests:
-//! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values, waited
-//!   for; what a run computes does not depend on timing, fabric or order of arrival (S-5).
+//! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values (with
+//!   `no-sync` those of the last synchronous one), waited for; what a run computes does not depend on timing, fabric or order of arrival (S-5).
 //! - **P-2 two versions**: a displaced site consumes its peers' values before it posts its own, a
 //!   synchronous one posts before it consumes; so no slot ever has more than two versions that
 //!   are not consumed, told apart by the parity of the call.

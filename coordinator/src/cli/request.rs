@@ -32,8 +32,9 @@ pub(super) struct RequestArgs {
     /// The first K+1 model calls are synchronous.
     #[arg(long, value_name = "K", default_value_t = 4)]
     warmup: u32,
-    /// How workers exchange activations after the warm-up: corrected (one call old, statistics
-    /// corrected) or full-sync (exact).
+    /// How workers exchange activations after the warm-up: full-sync (exact), or one call old with
+    /// group statistics that are corrected, stale, sync-gn (waited for) or separate (each worker's
+    /// own); no-sync is separate with nothing sent.
     #[arg(long, default_value_t = Mode::Corrected)]
     mode: Mode,
     /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).

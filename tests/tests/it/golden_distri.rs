@@ -1,5 +1,6 @@
-//! Several ranks against the public DistriFusion code (S-7): every flat `full_sync` and `corrected`
-//! case of `distri.json`, in this process over links in memory, and as worker processes over TCP.
+//! Several ranks against the public DistriFusion code (S-7): every case of `distri.json` whose ranks
+//! have bands and run both branches of guidance, in this process over links in memory, and as
+//! worker processes over TCP.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,13 +38,9 @@ fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
     (0..saved.shape[0]).map(|call| saved.part(call).to_vec()).collect()
 }
 
-fn is_rendered_so_far(case: &Case) -> bool {
-    case.is_flat_patch() && ["corrected_async_gn", "full_sync"].contains(&case.mode.as_str())
-}
-
 fn check(name: &str, fabric: Fabric) {
     let case = fixture::case("distri.json", name);
-    assert!(is_rendered_so_far(&case), "{name} is of a mode that is not rendered yet");
+    assert!(case.is_flat_patch(), "{name} is not a flat patch case");
     let scratch = tempfile::tempdir().unwrap();
     let rendered = fabric(&case, scratch.path());
     let want = &case.tensors("distri")["latents"];
@@ -73,7 +70,7 @@ macro_rules! golden {
 
         #[test]
         fn cases_without_a_test_of_their_own() {
-            for case in fixture::cases_beyond("distri.json", &[$($name),+], is_rendered_so_far) {
+            for case in fixture::cases_beyond("distri.json", &[$($name),+], Case::is_flat_patch) {
                 check(&case.name, memory);
                 check(&case.name, tcp);
             }
@@ -84,6 +81,10 @@ macro_rules! golden {
 golden!(
     sdxl_n2_corrected_w1 = "sdxl-n2-flat-corrected-w1",
     sdxl_n4_corrected_w1 = "sdxl-n4-flat-corrected-w1",
+    sdxl_n2_stale_w1 = "sdxl-n2-flat-stale_gn-w1",
+    sdxl_n2_sync_gn_w1 = "sdxl-n2-flat-sync_gn-w1",
+    sdxl_n2_separate_w1 = "sdxl-n2-flat-separate_gn-w1",
+    sdxl_n2_no_sync_w1 = "sdxl-n2-flat-no_sync-w1",
     sdxl_n2_full_sync_w1 = "sdxl-n2-flat-full_sync-w1",
     sdxl_n2_corrected_w4 = "sdxl-n2-flat-corrected-w4",
     sdxl_n4_corrected_w0_euler = "sdxl-n4-flat-corrected-w0-euler",

@@ -114,7 +114,7 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
                 let unet = checkpoint.unet();
                 let mut first = Synchronous::new(&mut mesh, Call(0));
                 unet.forward(&x, 500.0, &conditioning, &mut first).unwrap();
-                let mut second = Displaced::new(&mut mesh, Call(1), Call(0), true);
+                let mut second = Displaced::new(&mut mesh, Mode::Corrected, Call(1), Call(0), true);
                 let got = unet.forward(&x, 500.0, &conditioning, &mut second).unwrap();
                 let want = dense.chunks(rows * row).flat_map(|image| {
                     image[top * row..(top + count) * row].iter().map(|value| f64::from(*value))

@@ -203,10 +203,12 @@ impl<'a> BandRun<'a> {
     fn exchange(&mut self, last: bool) -> Box<dyn Exchange + '_> {
         let call = Call(self.call);
         let synchronous = self.spec.mode == Mode::FullSync || self.call <= self.spec.warmup;
-        match call.before() {
+        let mode = self.spec.mode;
+        let from = if mode == Mode::NoSync { Some(Call(self.spec.warmup)) } else { call.before() };
+        match from {
             _ if self.alone => Box::new(Dense),
-            Some(before) if !synchronous => {
-                Box::new(Displaced::new(&mut self.mesh, call, before, last))
+            Some(from) if !synchronous => {
+                Box::new(Displaced::new(&mut self.mesh, mode, call, from, last))
             }
             _ => Box::new(Synchronous::new(&mut self.mesh, call)),
         }

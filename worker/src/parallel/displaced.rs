@@ -9,22 +9,34 @@ use crate::kernels::Moment;
 use crate::model::Result;
 use crate::model::exchange::{Exchange, Halo, Moments};
 use candle_core::Tensor;
+use protocol::job::Mode;
 use protocol::{Call, Site};
 
 /// A displaced call.
 #[derive(Debug)]
 pub struct Displaced<'a> {
     mesh: &'a mut Mesh,
+    mode: Mode,
     call: Call,
-    before: Call,
-    last: bool,
+    from: Call,
+    posts: bool,
 }
 
 impl<'a> Displaced<'a> {
-    /// Model call `call` on `mesh`, reading what was sent in the call `before` it. `last` says
-    /// that no call will read what this one would send.
-    pub fn new(mesh: &'a mut Mesh, call: Call, before: Call, last: bool) -> Self {
-        Self { mesh, call, before, last }
+    /// Model call `call` on `mesh`, reading what was sent in the call `from`: the one before it, but
+    /// for [`Mode::NoSync`] the last synchronous one. `last` says that no call will read what this
+    /// one would send.
+    pub fn new(mesh: &'a mut Mesh, mode: Mode, call: Call, from: Call, last: bool) -> Self {
+        Self { mesh, mode, call, from, posts: !last && mode != Mode::NoSync }
+    }
+
+    /// The peers' statistics of the call before, in rank order, with `own` in the own place.
+    fn stale_moments(&mut self, site: Site, own: &Moments, now: &Moments) -> Result<Vec<Moments>> {
+        let stale = receive_moments(self.mesh, site, self.from, own)?;
+        if self.posts {
+            post_moments(self.mesh, site, self.call, now)?;
+        }
+        Ok(stale)
     }
 }
 
@@ -33,28 +45,33 @@ impl Exchange for Displaced<'_> {
         if self.mesh.is_input(site) {
             return Synchronous::new(self.mesh, self.call).halo(site, x, rows);
         }
-        let halo = receive_edges(self.mesh, site, self.before, x, rows)?;
-        if !self.last {
+        let halo = receive_edges(self.mesh, site, self.from, x, rows)?;
+        if self.posts {
             post_edges(self.mesh, site, self.call, x, rows)?;
         }
         Ok(halo)
     }
 
-    /// `corrected`: the mean of what all ranks had in the previous call, plus how the own band
-    /// changed since.
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
-        let own_before = self.mesh.remember(site, own).unwrap_or_else(|| own.clone());
-        let stale = receive_moments(self.mesh, site, self.before, &own_before)?;
-        if !self.last {
-            post_moments(self.mesh, site, self.call, own)?;
-        }
-        let whole = corrected(&stale, &own_before, own);
+        let whole = match self.mode {
+            // The mean of what all ranks had, plus how the own band changed since.
+            Mode::Corrected => {
+                let before = self.mesh.remember(site, own).unwrap_or_else(|| own.clone());
+                corrected(&self.stale_moments(site, &before, own)?, &before, own)
+            }
+            Mode::Stale => mean(&self.stale_moments(site, own, own)?),
+            Mode::SyncGn | Mode::FullSync => {
+                return Synchronous::new(self.mesh, self.call).moments(site, own);
+            }
+            // Statistics of the own band alone have torch's variance in the reference, too.
+            Mode::Separate | Mode::NoSync => return Ok(own.clone()),
+        };
         Ok(with_variance(self.mesh.gn_variance(), own, whole))
     }
 
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
-        let all = receive_tokens(self.mesh, site, self.before, own)?;
-        if !self.last {
+        let all = receive_tokens(self.mesh, site, self.from, own)?;
+        if self.posts {
             post_tokens(self.mesh, site, self.call, own)?;
         }
         Ok(all)
@@ -66,6 +83,12 @@ fn raw(moments: &Moments, group: usize) -> (f64, f64) {
     let moment = moments.groups[group];
     let mean = f64::from(moment.mean);
     (mean, f64::from(moment.m2) / moments.count + mean * mean)
+}
+
+/// The statistics of all bands together: the mean of their means and mean squares.
+fn mean(bands: &[Moments]) -> Moments {
+    // Without a change of one's own nothing is corrected.
+    corrected(bands, &bands[0], &bands[0])
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "statistics cross layers as f32")]
