@@ -11,7 +11,10 @@ use tests::tolerance::relative_l2;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
 
-/// Relative L2 per step.
+/// Relative L2 per step. Most cases agree to 2e-6; `sync_gn` and `separate_gn` to 2e-4, because there
+/// the reference's first convolution reads edges that are two calls old from the second displaced
+/// call on (so few layers queue exchanges that the queue is flushed in the next call). Ours are one
+/// call old in every mode.
 const STEP_TOLERANCE: f64 = 1e-3;
 
 /// How a case is rendered: the latent after each call.
