@@ -111,6 +111,9 @@ fn check_outputs(arguments: &SubmitArgs) -> anyhow::Result<()> {
     if !out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
         bail!("--out {}: images are written as PNG; give a name that ends in .png", out.display());
     }
+    if arguments.save_latents.as_ref() == Some(out) {
+        bail!("--out and --save-latents are both {}: give two names", out.display());
+    }
     check_writable(out)?;
     arguments.save_latents.as_deref().map_or(Ok(()), check_writable)?;
     Ok(())

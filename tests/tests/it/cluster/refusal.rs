@@ -49,6 +49,7 @@ fn values_that_cannot_be_rendered() {
         (&["--model", "/nowhere"], &["/nowhere"]),
         (&["--out", "/nowhere/a.png"], &["/nowhere/a.png"]),
         (&["--out", "a.jpg"], &["a.jpg", ".png"]),
+        (&["--out", "a.png", "--save-latents", "a.png"], &["--save-latents", "a.png"]),
         (&["--save-latents", "/nowhere/latents"], &["/nowhere/latents"]),
     ] {
         assert_names(&refused(arguments), words);
