@@ -1,7 +1,10 @@
 //! From a request, a model and workers to a plan. Pure.
 
-use protocol::job::{Dtype, JobRequest, JobSpec, ModelCard};
-use protocol::plan::{Geometry, Member, Plan, split_evenly};
+mod branches;
+
+use self::branches::Sharing;
+use protocol::job::{CfgSplit, Dtype, JobRequest, JobSpec, ModelCard};
+use protocol::plan::{Band, Geometry, Member, Plan, split_evenly};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
 
@@ -104,19 +107,43 @@ fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
     Err(invalid(format!("{what} {side} is not a multiple of {unit}; {nearest}")))
 }
 
+/// How many workers a job is to have, and how they are to share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Exactly so many. None: all that are there and can have a part.
+    pub workers: Option<u16>,
+    /// Whether guidance's two predictions are computed by different workers.
+    pub cfg_split: CfgSplit,
+}
+
+impl From<&JobRequest> for Wish {
+    fn from(request: &JobRequest) -> Self {
+        Self { workers: request.workers, cfg_split: request.cfg_split }
+    }
+}
+
+/// A plan, and why it is this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placed {
+    /// Who renders what.
+    pub plan: Plan,
+    /// Why, in words for people.
+    pub reason: String,
+}
+
 /// A plan for `spec` on `candidates`, or on as many of them as were asked for or as its height has
 /// bands for.
 ///
 /// # Errors
-/// `InvalidRequest` if the image has too few rows for the workers asked for; `NoWorkers` if there
-/// are none.
+/// `InvalidRequest` if the image has too few rows for the workers asked for, or cannot be split as
+/// asked; `NoWorkers` if there are too few.
 pub fn place(
     run: RunId,
     spec: JobSpec,
     card: &ModelCard,
     candidates: &[Candidate],
-    wanted: Option<u16>,
-) -> Result<Plan, Fault> {
+    wish: Wish,
+) -> Result<Placed, Fault> {
     let geometry = Geometry {
         rows: spec.height / card.vae_factor,
         columns: spec.width / card.vae_factor,
@@ -125,27 +152,52 @@ pub fn place(
         vae_factor: card.vae_factor,
     };
     let units = usize::try_from(geometry.rows / geometry.row_unit).unwrap_or(usize::MAX);
-    let ranks = wanted
-        .map_or_else(|| candidates.len().min(units).min(protocol::plan::RANKS_MAX), usize::from);
+    let guided = spec.guidance > 1.0;
+    let ranks = wish.workers.map_or_else(
+        || branches::ranks_max(units, guided, wish.cfg_split).min(candidates.len()),
+        usize::from,
+    );
     if candidates.len() < ranks.max(1) {
         let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
         return Err(Fault::new(FaultKind::NoWorkers, cause));
     }
-    let bands = split_evenly(geometry.rows, geometry.row_unit, ranks)
-        .map_err(|error| invalid(format!("height {}: {error}", spec.height)))?;
-    let members = candidates.iter().zip(bands).map(|(candidate, band)| Member {
+    let Sharing { parts, reason } =
+        branches::share(ranks, units, guided, wish.cfg_split).map_err(invalid)?;
+    let too_few = |error| invalid(format!("height {}: {error}", spec.height));
+    let mut bands = Vec::new();
+    for part in &parts {
+        let split = split_evenly(geometry.rows, geometry.row_unit, part.ranks).map_err(too_few)?;
+        bands.extend(split.into_iter().map(|band| (part.branch, band)));
+    }
+    let decodes = decode_bands(&bands.iter().map(|(_, band)| *band).collect::<Vec<_>>(), geometry)
+        .map_err(too_few)?;
+    let members = candidates.iter().zip(bands).zip(decodes);
+    let members = members.map(|((candidate, (branch, band)), decodes)| Member {
         worker: candidate.worker,
         name: candidate.name.clone(),
         address: candidate.address,
+        branch,
         band,
+        decodes,
     });
-    Ok(Plan { run, spec, geometry, members: members.collect() })
+    let plan = Plan { run, spec, geometry, members: members.collect() };
+    Ok(Placed { plan, reason })
+}
+
+/// What each rank decodes: its band, or where two branches cover the image an even share of it.
+fn decode_bands(
+    bands: &[Band],
+    geometry: Geometry,
+) -> Result<Vec<Band>, protocol::plan::BandError> {
+    let once = bands.iter().map(|band| band.rows).sum::<u32>() == geometry.rows;
+    if once { Ok(bands.to_vec()) } else { split_evenly(geometry.rows, 1, bands.len()) }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use protocol::job::{GnVariance, Mode, Scheduler};
+    use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
@@ -163,10 +215,13 @@ pub(crate) mod tests {
             gn_variance: GnVariance::Population,
             dtype: None,
             model: None,
+            cfg_split: CfgSplit::Auto,
             workers: None,
             stream_latents: false,
         }
     }
+
+    pub(crate) const ANY: Wish = Wish { workers: None, cfg_split: CfgSplit::Auto };
 
     pub(crate) fn card() -> ModelCard {
         ModelCard {
@@ -192,8 +247,15 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn plan(ranks: u64) -> Plan {
+        plan_as(ranks, CfgSplit::Off)
+    }
+
+    pub(crate) fn plan_as(ranks: u64, cfg_split: CfgSplit) -> Plan {
         let spec = settle(&request(), &card(), 1).unwrap();
-        place(RunId::default(), spec, &card(), &candidates(ranks), None).unwrap()
+        let wish = Wish { workers: None, cfg_split };
+        let plan = place(RunId::default(), spec, &card(), &candidates(ranks), wish).unwrap().plan;
+        plan.check().unwrap();
+        plan
     }
 
     fn refusal(change: impl FnOnce(&mut JobRequest)) -> String {
@@ -242,17 +304,32 @@ pub(crate) mod tests {
     fn too_few_rows_say_how_many_workers_fit() {
         let spec = settle(&request(), &card(), 1).unwrap();
         let run = RunId::default();
-        let fault = place(run, spec.clone(), &card(), &candidates(5), Some(5)).unwrap_err();
+        let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off };
+        let fault = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
         assert!(fault.cause.contains("at most 4 workers"), "{fault}");
-        let plan = place(run, spec, &card(), &candidates(5), None).unwrap();
+        let wish = Wish { workers: None, ..wish };
+        let plan = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap().plan;
         assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");
+        let plan = place(run, spec, &card(), &candidates(9), ANY).unwrap().plan;
+        assert_eq!(plan.world_size(), 8, "two branches have room for twice as many");
     }
 
     #[test]
     fn without_workers_there_is_no_plan() {
         let spec = settle(&request(), &card(), 1).unwrap();
-        let fault = place(RunId::default(), spec, &card(), &[], None).unwrap_err();
+        let fault = place(RunId::default(), spec, &card(), &[], ANY).unwrap_err();
         assert_eq!(fault.kind, FaultKind::NoWorkers);
+    }
+
+    #[test]
+    fn s3_branches_cover_the_image_twice_and_the_decode_once() {
+        let plan = plan_as(5, CfgSplit::On);
+        let parts = plan.members.iter().map(|member| (member.branch, member.band.rows));
+        let (negative, prompt) = (Branch::Negative, Branch::Prompt);
+        let expected = [(negative, 8), (negative, 8), (prompt, 8), (prompt, 4), (prompt, 4)];
+        assert_eq!(parts.collect::<Vec<_>>(), expected);
+        let decodes = plan.members.iter().map(|member| member.decodes.rows);
+        assert_eq!(decodes.collect::<Vec<_>>(), [4, 3, 3, 3, 3]);
     }
 }

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn garbage_is_a_protocol_fault() {
-        let http = read_hello(b"\x01GET / HTTP/1.1").expect_err("no hello");
+        // The right version, then nonsense.
+        let version = u8::try_from(WIRE_VERSION).expect("a small number");
+        let http = read_hello(&[&[version][..], b"GET / HTTP/1.1"].concat()).expect_err("no hello");
         assert_eq!(http.kind, FaultKind::Protocol);
         assert_eq!(read_hello(b"").expect_err("empty").kind, FaultKind::Protocol);
         assert_eq!(read_greeting(b"\xff").expect_err("no greeting").kind, FaultKind::Protocol);

@@ -99,6 +99,18 @@ names!(
 );
 
 names!(
+    /// Whether guidance's two predictions are computed by different ranks.
+    CfgSplit, "cfg split" {
+        /// As the planner finds faster.
+        Auto = "auto",
+        /// By different ranks: only predictions cross between the two halves of the cluster.
+        On = "on",
+        /// Every rank computes both for its band.
+        Off = "off",
+    }
+);
+
+names!(
     /// The variance group norms divide by.
     GnVariance, "group norm variance" {
         /// The biased variance, as in torch: synchronous runs equal the dense model.
@@ -151,6 +163,8 @@ pub struct JobRequest {
     pub dtype: Option<Dtype>,
     /// The model the cluster must hold, by name. None: whatever it holds.
     pub model: Option<String>,
+    /// Whether guidance's two predictions are computed by different ranks.
+    pub cfg_split: CfgSplit,
     /// How many workers render it. None: all that are there when it starts.
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.

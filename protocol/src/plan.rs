@@ -4,12 +4,17 @@
 //! - **S-3 tiling**: bands cover every latent row once, in rank order; the slot tables of every
 //!   pair of ranks agree; their digests match.
 //! - **S-4 unit**: a band whose top or height is not a multiple of the model's row unit is refused.
+//!
+//! With guidance, a call computes two predictions: the negative prompt's and the prompt's. Either
+//! every rank computes both for its band, as a batch of two, or the ranks form two branches: the
+//! first ranks compute the negative's prediction, the others the prompt's. The bands of either
+//! branch cover the image, and only predictions cross between branches.
 
 mod band;
 mod slot;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
-pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage};
+pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 
 use crate::id::{Rank, RunId, WorkerId};
 use crate::job::JobSpec;
@@ -57,18 +62,87 @@ pub struct Member {
     pub name: String,
     /// Where its peers reach it.
     pub address: SocketAddr,
-    /// The latent rows it renders.
+    /// What it computes of guidance's two predictions.
+    pub branch: Branch,
+    /// The latent rows it predicts and steps.
     pub band: Band,
+    /// The latent rows it decodes: as all ranks share the decode, fewer than its band where there
+    /// are two branches.
+    pub decodes: Band,
+}
+
+impl Member {
+    /// Whether its band holds every row that it decodes.
+    #[must_use]
+    pub fn has_what_it_decodes(&self) -> bool {
+        self.band.overlap(self.decodes) == Some(self.decodes)
+    }
+}
+
+/// What a rank computes of guidance's two predictions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Branch {
+    /// Both as one batch, or without guidance the only one.
+    Whole,
+    /// The negative prompt's.
+    Negative,
+    /// The prompt's.
+    Prompt,
+}
+
+/// Why a plan is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The bands of one branch, or those of the decode, are no split of the image.
+    #[error("{what}: {cause}")]
+    Bands {
+        /// Which bands.
+        what: &'static str,
+        /// What is wrong.
+        cause: BandError,
+    },
+    /// No rank, or more than [`RANKS_MAX`].
+    #[error("a plan has 1 to {RANKS_MAX} ranks, not {0}")]
+    Ranks(usize),
+    /// Branches are not the negative's ranks, then the prompt's; or there are two without guidance.
+    #[error("the ranks' branches do not fit together: {0}")]
+    Branches(String),
 }
 
 impl Plan {
-    /// Checks S-3 and S-4 and that there are as many ranks as a plan may have.
+    /// Checks S-3 and S-4, the branches, and that there are as many ranks as a plan may have.
     ///
     /// # Errors
     /// What is wrong, with the numbers.
-    pub fn check(&self) -> Result<(), BandError> {
-        let bands: Vec<Band> = self.members.iter().map(|member| member.band).collect();
-        check_tiling(&bands, self.geometry.rows, self.geometry.row_unit)
+    pub fn check(&self) -> Result<(), PlanError> {
+        if self.members.is_empty() || self.members.len() > RANKS_MAX {
+            return Err(PlanError::Ranks(self.members.len()));
+        }
+        let branches: Vec<Branch> = self.members.iter().map(|member| member.branch).collect();
+        let split = branches.contains(&Branch::Negative) && branches.contains(&Branch::Prompt);
+        let whole = branches.iter().all(|branch| *branch == Branch::Whole);
+        let apart = split && !branches.contains(&Branch::Whole) && branches.is_sorted();
+        if !(whole || apart && self.is_guided()) {
+            let cause = format!("{branches:?} at guidance {}", self.spec.guidance);
+            return Err(PlanError::Branches(cause));
+        }
+        let Geometry { rows, row_unit, .. } = self.geometry;
+        let tiles = |what, bands: Vec<Band>, unit| {
+            check_tiling(&bands, rows, unit).map_err(|cause| PlanError::Bands { what, cause })
+        };
+        for branch in [Branch::Whole, Branch::Negative, Branch::Prompt] {
+            let bands: Vec<Band> = self
+                .members
+                .iter()
+                .filter(|member| member.branch == branch)
+                .map(|member| member.band)
+                .collect();
+            if !bands.is_empty() {
+                tiles("the bands of a branch", bands, row_unit)?;
+            }
+        }
+        tiles("the decode", self.members.iter().map(|member| member.decodes).collect(), 1)
     }
 
     /// How many ranks there are.
@@ -77,20 +151,39 @@ impl Plan {
         self.members.len()
     }
 
-    /// The ranks, from the top of the image to its bottom.
+    /// The ranks, in order.
     pub fn ranks(&self) -> impl Iterator<Item = Rank> + use<> {
         (0..u16::try_from(self.members.len()).unwrap_or(u16::MAX)).map(Rank)
     }
 
-    /// The rows that `rank` renders.
+    /// The rank's part, if it is one of the plan's.
     #[must_use]
-    pub fn band(&self, rank: Rank) -> Option<Band> {
-        self.members.get(rank.index()).map(|member| member.band)
+    pub fn member(&self, rank: Rank) -> Option<&Member> {
+        self.members.get(rank.index())
     }
 
-    /// How many images one UNet call runs as a batch: both branches of guidance, or one.
+    /// The ranks of the branch of `rank`, itself included, from the top of the image to its bottom.
+    pub fn branch_of(&self, rank: Rank) -> impl Iterator<Item = Rank> {
+        let branch = self.member(rank).map(|member| member.branch);
+        self.ranks().filter(move |peer| self.member(*peer).map(|member| member.branch) == branch)
+    }
+
+    /// Whether `rank` is the one that reports its band's latent: every row is reported once.
     #[must_use]
-    pub fn batch(&self) -> u32 {
-        if self.spec.guidance > 1.0 { 2 } else { 1 }
+    pub fn reports(&self, rank: Rank) -> bool {
+        self.member(rank).is_some_and(|member| member.branch != Branch::Prompt)
+    }
+
+    /// Whether classifier-free guidance is on.
+    #[must_use]
+    pub fn is_guided(&self) -> bool {
+        self.spec.guidance > 1.0
+    }
+
+    /// How many predictions `rank` computes as one batch.
+    #[must_use]
+    pub fn batch(&self, rank: Rank) -> u32 {
+        let whole = self.member(rank).is_some_and(|member| member.branch == Branch::Whole);
+        if whole && self.is_guided() { 2 } else { 1 }
     }
 }

@@ -119,10 +119,10 @@ impl Case {
         }
     }
 
-    /// Whether the case is one of banded ranks that run both branches of guidance.
+    /// Whether the case is one of ranks with bands that exchange activations.
     #[must_use]
-    pub fn is_flat_patch(&self) -> bool {
-        !self.split_batch && self.parallelism.as_deref().unwrap_or("patch") == "patch"
+    pub fn is_patch(&self) -> bool {
+        self.parallelism.as_deref().unwrap_or("patch") == "patch"
     }
 
     /// What to render.

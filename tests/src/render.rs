@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use protocol::job::JobSpec;
 use protocol::message::ToCoordinator;
-use protocol::plan::{Geometry, Member, Plan, split_evenly};
+use protocol::plan::{Branch, Geometry, Member, Plan, split_evenly};
 use protocol::transport::{Links, memory};
 use protocol::{Epoch, Fault, JobId, RunId, WorkerId};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,12 +23,21 @@ pub struct Rendered {
     pub notices: Vec<String>,
 }
 
-/// A plan for `spec` on `ranks` ranks.
+/// A plan for `spec` on `ranks` ranks that all compute both predictions.
 ///
 /// # Panics
 /// If the image has too few rows for them.
 #[must_use]
 pub fn plan(checkpoint: &Checkpoint, spec: &JobSpec, ranks: usize) -> Plan {
+    plan_of(checkpoint, spec, &[(Branch::Whole, ranks)])
+}
+
+/// A plan for `spec` with so many ranks in each branch.
+///
+/// # Panics
+/// If the image has too few rows for them.
+#[must_use]
+pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)]) -> Plan {
     let card = checkpoint.card();
     let geometry = Geometry {
         rows: spec.height / card.vae_factor,
@@ -37,12 +46,19 @@ pub fn plan(checkpoint: &Checkpoint, spec: &JobSpec, ranks: usize) -> Plan {
         row_unit: card.row_unit,
         vae_factor: card.vae_factor,
     };
-    let bands = split_evenly(geometry.rows, geometry.row_unit, ranks).expect("enough rows");
-    let members = bands.into_iter().zip(0..).map(|(band, number)| Member {
+    let ranks = parts.iter().map(|(_, ranks)| ranks).sum();
+    let decodes = split_evenly(geometry.rows, 1, ranks).expect("enough rows");
+    let bands = parts.iter().flat_map(|(branch, ranks)| {
+        let bands = split_evenly(geometry.rows, geometry.row_unit, *ranks).expect("enough rows");
+        bands.into_iter().map(|band| (*branch, band))
+    });
+    let members = bands.zip(decodes).zip(0..).map(|(((branch, band), decodes), number)| Member {
         worker: WorkerId(number),
         name: format!("rank {number}"),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        branch,
         band,
+        decodes,
     });
     let run = RunId { job: JobId(1), epoch: Epoch(0) };
     Plan { run, spec: spec.clone(), geometry, members: members.collect() }
@@ -85,6 +101,7 @@ pub fn render(
         let mut call = 0;
         for (message, payload) in messages {
             match message {
+                ToCoordinator::Stepped { .. } if payload.is_empty() => {}
                 ToCoordinator::Stepped { .. } => {
                     rendered.take_band(call, payload, plan);
                     call += 1;

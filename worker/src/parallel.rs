@@ -3,6 +3,8 @@
 //!
 //! - [`synchronous`] waits for this call's values of every peer: warm-up, `full-sync`, the decode.
 //! - [`displaced`] answers with the previous call's values and sends its own for the next one.
+//! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
+//!   the rows to decode.
 //!
 //! Invariants, cited by tests:
 //! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values (with
@@ -14,6 +16,7 @@
 mod arena;
 pub mod displaced;
 pub mod mesh;
+pub mod rows;
 pub mod synchronous;
 
 pub use displaced::Displaced;

@@ -4,7 +4,7 @@ use crate::cluster::failure::Leases;
 use crate::cluster::registry::Registry;
 use crate::job::queue::Queue;
 use crate::job::state::RunState;
-use crate::planner;
+use crate::planner::{self, Placed, Wish};
 use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
 use bytes::Bytes;
 use protocol::job::JobRequest;
@@ -159,7 +159,7 @@ impl Supervisor {
                     self.tell(job, Event::Failed { fault }, Bytes::new());
                     self.clients.remove(&job);
                 }
-                Ok(plan) => self.start(plan),
+                Ok(placed) => self.start(placed),
             }
         }
         self.tell_waiting();
@@ -169,7 +169,7 @@ impl Supervisor {
     ///
     /// `NoWorkers` if it has to wait: also for workers that are still stopping an earlier run,
     /// unless the job says how many it wants and they are there.
-    fn plan_next(&self) -> Result<Plan, Fault> {
+    fn plan_next(&self) -> Result<Placed, Fault> {
         let waits = |cause: &str| Fault::new(FaultKind::NoWorkers, cause);
         let next = self.queue.next().ok_or_else(|| waits("no job"))?;
         let card = self.registry.model().ok_or_else(|| waits("no worker has joined"))?;
@@ -180,17 +180,18 @@ impl Supervisor {
         let seed = RandomState::new().build_hasher().finish() & u64::from(u32::MAX);
         let spec = planner::settle(&next.request, card, seed)?;
         let run = RunId { job: next.job, epoch: Epoch(0) };
-        planner::place(run, spec, card, &idle, next.request.workers)
+        planner::place(run, spec, card, &idle, Wish::from(&next.request))
     }
 
-    fn start(&mut self, plan: Plan) {
+    fn start(&mut self, Placed { plan, reason }: Placed) {
         let Some(waiting) = self.queue.pop() else { return };
         let job = waiting.job;
         let left_out = self.registry.idle().len() - plan.world_size();
         let model = self.registry.model().map_or_else(String::new, |card| card.name.clone());
-        tracing::info!("{job} starts on {} workers", plan.world_size());
+        tracing::info!("{job} starts on {} workers: {reason}", plan.world_size());
         let spec = Box::new(plan.spec.clone());
-        let started = Event::Started { spec, model, geometry: plan.geometry, bands: bands(&plan) };
+        let (geometry, bands) = (plan.geometry, bands(&plan));
+        let started = Event::Started { spec, model, geometry, bands, reason };
         self.tell(job, started, Bytes::new());
         if left_out > 0 && waiting.request.workers.is_none() {
             let text = format!(
@@ -350,6 +351,7 @@ fn bands(plan: &Plan) -> Vec<BandView> {
     let view = |(rank, member): (Rank, &protocol::plan::Member)| BandView {
         rank: rank.0,
         worker: member.name.clone(),
+        branch: member.branch,
         top: member.band.top * factor,
         rows: member.band.rows * factor,
     };

@@ -2,7 +2,9 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::JobId;
-use protocol::message::{Event, Phase, WaitView};
+use protocol::job::JobSpec;
+use protocol::message::{BandView, Event, Phase, WaitView};
+use protocol::plan::Branch;
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -76,7 +78,7 @@ impl Progress {
                 self.seed = Some(spec.seed);
                 self.bands = bands.len();
             }
-            Event::Finished { seconds_per_step, seconds, waits } => {
+            Event::Finished { seconds_per_step, seconds, waits, .. } => {
                 self.finished = Some(Finished {
                     seconds_per_step: *seconds_per_step,
                     seconds: *seconds,
@@ -156,7 +158,9 @@ fn line(event: &Event) -> Option<String> {
             Some(format!("waiting for workers: {workers} of {wanted} are there"))
         }
         Event::Queued { ahead, .. } if *ahead > 0 => Some(format!("waiting behind {ahead} others")),
-        Event::Started { spec, model, bands, .. } => Some(started(spec, model, bands.len())),
+        Event::Started { spec, model, bands, reason, .. } => {
+            Some(started(spec, model, bands, reason))
+        }
         Event::Notice { text } => Some(format!("note: {text}")),
         Event::Phase { phase } => Some(name(*phase).to_owned()),
         Event::Step { call, calls, seconds, .. } => {
@@ -168,11 +172,24 @@ fn line(event: &Event) -> Option<String> {
     }
 }
 
-fn started(spec: &protocol::job::JobSpec, model: &str, workers: usize) -> String {
-    let plural = if workers == 1 { "" } else { "s" };
+fn started(spec: &JobSpec, model: &str, bands: &[BandView], reason: &str) -> String {
+    let plural = if bands.len() == 1 { "" } else { "s" };
+    let prompts = bands.iter().filter(|band| band.branch == Branch::Prompt).count();
+    let branches = match prompts {
+        0 => String::new(),
+        _ => format!(" ({} for the negative prompt)", bands.len() - prompts),
+    };
     format!(
-        "{model}, {}x{}, {} steps of {}, guidance {}, seed {}, {workers} worker{plural}, {}",
-        spec.width, spec.height, spec.steps, spec.scheduler, spec.guidance, spec.seed, spec.mode
+        "{model}, {}x{}, {} steps of {}, guidance {}, seed {}, {} worker{plural}{branches}, {}\n\
+         plan: {reason}",
+        spec.width,
+        spec.height,
+        spec.steps,
+        spec.scheduler,
+        spec.guidance,
+        spec.seed,
+        bands.len(),
+        spec.mode
     )
 }
 

@@ -1,6 +1,6 @@
 //! The options that say what to render.
 
-use protocol::job::{Dtype, GnVariance, JobRequest, Mode, Scheduler};
+use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, Mode, Scheduler};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -40,6 +40,10 @@ pub(super) struct RequestArgs {
     /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).
     #[arg(long, value_name = "KIND", default_value_t = GnVariance::Population)]
     gn_variance: GnVariance,
+    /// Whether different workers compute guidance's two predictions: auto (when guidance is on and
+    /// the workers are even in number), on or off. Exact: it changes no mode's result.
+    #[arg(long, value_name = "WHEN", default_value_t = CfgSplit::Auto)]
+    cfg_split: CfgSplit,
     /// The type weights are held in: auto, f32, f16 or bf16. On a cluster: the type its workers
     /// must hold them in.
     #[arg(long, value_name = "TYPE")]
@@ -69,6 +73,7 @@ impl RequestArgs {
             warmup: self.warmup,
             mode: self.mode,
             gn_variance: self.gn_variance,
+            cfg_split: self.cfg_split,
             dtype: self.dtype.filter(|_| local.is_none()),
             model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
             workers: local.or(self.workers),

@@ -142,17 +142,21 @@ async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
                 progress.event(&event)?;
                 return Err(ClientError::Refused(fault.clone()).into());
             }
-            Event::Finished { .. } => {
+            Event::Finished { latent, .. } => {
+                if let Some((parameters, _)) = &mut heard.started {
+                    parameters.latent.clone_from(latent);
+                }
                 heard.write(arguments, &payload)?;
                 progress.event(&event)?;
                 return Ok(progress.written(&arguments.out, arguments.save_latents.as_deref())?);
             }
-            Event::Started { spec, model, geometry, bands } => {
+            Event::Started { spec, model, geometry, bands, .. } => {
                 let parameters = Parameters {
                     spec: (**spec).clone(),
                     model: model.clone(),
                     workers: bands.len(),
-                    rows: bands.iter().map(|band| band.rows).collect(),
+                    bands: bands.iter().map(|band| (band.branch, band.rows)).collect(),
+                    latent: String::new(), // known once it is finished
                     release: protocol::RELEASE.to_owned(),
                 };
                 heard.started = Some((parameters, *geometry));

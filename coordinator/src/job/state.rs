@@ -23,6 +23,7 @@ pub struct RunState {
     calls: u32,
     steps_done: u32,
     step_seconds: f64,
+    latent: String,
 }
 
 /// What one rank has done.
@@ -58,6 +59,7 @@ impl RunState {
             calls: 0,
             steps_done: 0,
             step_seconds: 0.0,
+            latent: String::new(),
             plan,
         }
     }
@@ -119,7 +121,8 @@ impl RunState {
 
     fn stepped(&mut self, call: u32, step: Step) -> Result<Option<Due>, Fault> {
         let geometry = self.plan.geometry;
-        let values = size(geometry.channels) * size(geometry.columns) * self.rows(step.rank);
+        let rows = if self.plan.reports(step.rank) { self.rows(step.rank) } else { 0 };
+        let values = size(geometry.channels) * size(geometry.columns) * rows;
         check_len(step.rank, step.latent.len(), values * VALUE_BYTES)?;
         let steps = self.steps.entry(call).or_default();
         steps.push(step);
@@ -132,7 +135,13 @@ impl RunState {
         let waited = seconds_of(steps.iter().map(|step| step.waited_us).max());
         self.steps_done = self.steps_done.max(call + 1);
         self.step_seconds += seconds;
-        let payload = if self.stream_latents { self.whole_latent(&steps) } else { Bytes::new() };
+        let last = self.steps_done == self.calls;
+        let latent =
+            if self.stream_latents || last { self.whole_latent(&steps) } else { Bytes::new() };
+        if last {
+            self.latent = blake3::hash(&latent).to_hex().to_string();
+        }
+        let payload = if self.stream_latents { latent } else { Bytes::new() };
         let event = Event::Step { call: call + 1, calls: self.calls, seconds, waited };
         Ok(Some((event, payload)))
     }
@@ -142,7 +151,7 @@ impl RunState {
         let row = size(self.plan.geometry.columns) * VALUE_BYTES;
         let mut whole = BytesMut::new();
         for channel in 0..size(self.plan.geometry.channels) {
-            for step in steps {
+            for step in steps.iter().filter(|step| self.plan.reports(step.rank)) {
                 let plane = self.rows(step.rank) * row;
                 whole.extend_from_slice(&step.latent[channel * plane..(channel + 1) * plane]);
             }
@@ -152,7 +161,8 @@ impl RunState {
 
     fn decoded(&mut self, rank: Rank, pixels: Bytes, now: Duration) -> Result<Option<Due>, Fault> {
         let factor = size(self.plan.geometry.vae_factor);
-        let wanted = self.rows(rank) * factor * size(self.plan.spec.width) * 3;
+        let rows = self.plan.member(rank).map_or(0, |member| size(member.decodes.rows));
+        let wanted = rows * factor * size(self.plan.spec.width) * 3;
         check_len(rank, pixels.len(), wanted)?;
         self.ranks[rank.index()].pixels = Some(pixels);
         let bands: Vec<&Bytes> =
@@ -177,11 +187,12 @@ impl RunState {
             seconds_per_step: self.step_seconds / f64::from(self.steps_done.max(1)),
             seconds: now.saturating_sub(self.started).as_secs_f64(),
             waits: waits.collect(),
+            latent: self.latent.clone(),
         }
     }
 
     fn rows(&self, rank: Rank) -> usize {
-        self.plan.band(rank).map_or(0, |band| size(band.rows))
+        self.plan.member(rank).map_or(0, |member| size(member.band.rows))
     }
 }
 
@@ -204,7 +215,8 @@ fn size(value: u32) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::planner::tests::plan;
+    use crate::planner::tests::{plan, plan_as};
+    use protocol::job::CfgSplit;
 
     fn stepped(state: &RunState, rank: u16, call: u32, fill: u8) -> (ToCoordinator, Bytes) {
         let geometry = state.plan.geometry;
@@ -237,6 +249,24 @@ mod tests {
             assert!(channel[plane / 2..].iter().all(|byte| *byte == 2));
         }
         assert_eq!(state.progress(), Some((1, 2)));
+    }
+
+    #[test]
+    fn each_row_of_the_latent_is_reported_by_one_of_two_branches() {
+        let plan = plan_as(4, CfgSplit::On);
+        let mut state = RunState::new(plan, true, Duration::ZERO);
+        let mut due = None;
+        for rank in 0..4 {
+            let (message, payload) = stepped(&state, rank, 0, u8::try_from(rank).unwrap());
+            let payload = if rank < 2 { payload } else { Bytes::new() };
+            due = state.handle(Rank(rank), message, payload, Duration::ZERO).unwrap();
+        }
+        let (_, latent) = due.expect("the last rank makes it due");
+        let geometry = state.plan.geometry;
+        assert_eq!(
+            latent.len(),
+            size(geometry.rows * geometry.columns * geometry.channels) * VALUE_BYTES
+        );
     }
 
     #[test]

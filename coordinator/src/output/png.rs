@@ -3,6 +3,7 @@
 use super::{WriteError, write_whole};
 use png::{BitDepth, ColorType, Encoder};
 use protocol::job::{JobSpec, Scheduler};
+use protocol::plan::Branch;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
@@ -17,8 +18,12 @@ pub struct Parameters {
     pub model: String,
     /// How many workers rendered it.
     pub workers: usize,
-    /// Image rows of each worker's band, from the top. No names: the same job gives the same bytes.
-    pub rows: Vec<u32>,
+    /// What each worker computed of guidance's two predictions, and the image rows of its band, from
+    /// the top. No names: the same job gives the same bytes.
+    pub bands: Vec<(Branch, u32)>,
+    /// Hex blake3 of the final latent, little-endian f32 [channels, rows, columns]: two images of one
+    /// hash were computed alike to the last bit.
+    pub latent: String,
     /// The release that rendered it.
     pub release: String,
 }
@@ -110,7 +115,14 @@ mod tests {
             ..plan(1).spec
         };
         let model = "tiny".to_owned();
-        Parameters { spec, model, workers: 2, rows: vec![64, 64], release: "9".to_owned() }
+        Parameters {
+            spec,
+            model,
+            workers: 2,
+            bands: vec![(Branch::Whole, 64), (Branch::Whole, 64)],
+            latent: "ab".repeat(32),
+            release: "9".to_owned(),
+        }
     }
 
     fn written(parameters: &Parameters) -> png::Info<'static> {

@@ -3,7 +3,7 @@
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::job::{JobRequest, JobSpec, ModelCard};
-use crate::plan::{Geometry, Plan};
+use crate::plan::{Branch, Geometry, Plan};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -81,7 +81,8 @@ pub enum ToCoordinator {
         /// The phase.
         phase: Phase,
     },
-    /// A sampler step is done. Payload: this band's latent, f32 [channels, band rows, columns].
+    /// A sampler step is done. Payload: this band's latent, f32 [channels, band rows, columns], if
+    /// the rank is one that reports ([`Plan::reports`]); else nothing.
     Stepped {
         /// The run it belongs to.
         run: RunId,
@@ -96,7 +97,7 @@ pub enum ToCoordinator {
         /// Bytes posted to peers in the call.
         posted_bytes: u64,
     },
-    /// The band is decoded. Payload: RGB bytes [band rows, width, 3], 8 bits a channel.
+    /// The rows to decode are decoded. Payload: RGB bytes [rows, width, 3], 8 bits a channel.
     Decoded {
         /// The run it belongs to.
         run: RunId,
@@ -195,6 +196,8 @@ pub enum Event {
         geometry: Geometry,
         /// Who renders which rows.
         bands: Vec<BandView>,
+        /// Why the work is shared this way.
+        reason: String,
     },
     /// Something the user should see.
     Notice {
@@ -226,6 +229,8 @@ pub enum Event {
         seconds: f64,
         /// What each rank waited for its peers.
         waits: Vec<WaitView>,
+        /// Hex blake3 of the final latent, little-endian f32 [channels, rows, columns].
+        latent: String,
     },
     /// The job ended without an image.
     Failed {
@@ -253,6 +258,8 @@ pub struct BandView {
     pub rank: u16,
     /// The worker's name.
     pub worker: String,
+    /// What it computes of guidance's two predictions.
+    pub branch: Branch,
     /// First image row.
     pub top: u32,
     /// Image rows.

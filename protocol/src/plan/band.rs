@@ -18,6 +18,14 @@ impl Band {
     pub fn end(self) -> u32 {
         self.top + self.rows
     }
+
+    /// The rows that both have, if there are any.
+    #[must_use]
+    pub fn overlap(self, other: Self) -> Option<Self> {
+        let top = self.top.max(other.top);
+        let rows = self.end().min(other.end()).checked_sub(top)?;
+        (rows > 0).then_some(Self { top, rows })
+    }
 }
 
 /// Why rows cannot be split, or bands are no split of them.

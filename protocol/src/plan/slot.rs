@@ -26,16 +26,23 @@ pub enum Ask {
     },
     /// Keys and values of all tokens, from all ranks.
     Gather,
+    /// The other branch's prediction of the own band's rows, from the ranks that have them.
+    Prediction,
+    /// The latent rows to decode, from the ranks that report them, if they are not all of the own
+    /// band.
+    Latent,
 }
 
 /// Which part of a run a site belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {
-    /// The UNet: both guidance branches as one batch; displaced after the warm-up.
+    /// The UNet: among the ranks of a branch; displaced after the warm-up.
     Denoise,
     /// The UNet's first convolution: as [`Stage::Denoise`], but never displaced.
     Input,
-    /// The VAE decoder: one image, always synchronous.
+    /// Between the UNet and the sampler, or the sampler and the decoder: always synchronous.
+    Latent,
+    /// The VAE decoder: among all ranks, always synchronous.
     Decode,
 }
 
@@ -91,9 +98,13 @@ impl SlotTable {
         for (number, spec) in sites.iter().enumerate() {
             let Ok(number) = u16::try_from(number) else { break };
             let site = Site(number);
-            for peer in plan.ranks().filter(|peer| meets(spec.ask, rank, *peer)) {
-                table.posts.push(slot(plan, spec, site, rank, peer));
-                table.lands.push(slot(plan, spec, site, peer, rank));
+            let slot = |from, to| {
+                let bytes = values(plan, spec, from, to)? * VALUE_BYTES;
+                Some(SlotSpec { slot: Slot { from, site }, to, bytes })
+            };
+            for peer in plan.ranks().filter(|peer| *peer != rank) {
+                table.posts.extend(slot(rank, peer));
+                table.lands.extend(slot(peer, rank));
             }
         }
         table
@@ -110,27 +121,44 @@ impl SlotTable {
     }
 }
 
-/// Whether two ranks exchange anything for such a site.
-fn meets(ask: Ask, one: Rank, other: Rank) -> bool {
+/// Rows of the latent that `from` sends `to` for sites that carry whole rows of it.
+///
+/// Both are rows of the image: those of `to`'s band for [`Ask::Prediction`], those that `to`
+/// decodes for [`Ask::Latent`].
+#[must_use]
+pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
+    let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
     match ask {
-        Ask::Halo { .. } => one.0.abs_diff(other.0) == 1,
-        Ask::Moments { .. } | Ask::Gather => one != other,
+        Ask::Prediction if sender.branch != receiver.branch => sender.band.overlap(receiver.band),
+        Ask::Latent if plan.reports(from) && !receiver.has_what_it_decodes() => {
+            sender.band.overlap(receiver.decodes)
+        }
+        _ => None,
     }
 }
 
-fn slot(plan: &Plan, spec: &SiteSpec, site: Site, from: Rank, to: Rank) -> SlotSpec {
-    let band = plan.band(from).unwrap_or(Band { top: 0, rows: 0 });
-    let columns = to_usize(spec.scaled(plan.geometry.columns));
-    let values = match spec.ask {
-        Ask::Halo { rows } => to_usize(rows) * columns * to_usize(spec.channels),
-        Ask::Moments { groups } => 2 * to_usize(groups),
-        Ask::Gather => to_usize(spec.scaled(band.rows)) * columns * to_usize(spec.channels),
-    };
-    let batch = match spec.stage {
-        Stage::Denoise | Stage::Input => to_usize(plan.batch()),
-        Stage::Decode => 1,
-    };
-    SlotSpec { slot: Slot { from, site }, to, bytes: batch * values * VALUE_BYTES }
+/// Values that `from` sends `to` in a call of the site; None if it never sends any.
+fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
+    let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
+    let decodes = spec.stage == Stage::Decode;
+    let together = decodes || sender.branch == receiver.branch;
+    let row = to_usize(spec.scaled(plan.geometry.columns)) * to_usize(spec.channels);
+    let batch = if decodes { 1 } else { to_usize(plan.batch(from)) };
+    match spec.ask {
+        // Branches are ranks in a row, so that neighbours of one are neighbours in rank.
+        Ask::Halo { rows } => {
+            let neighbours = together && from.0.abs_diff(to.0) == 1;
+            neighbours.then(|| batch * to_usize(rows) * row)
+        }
+        Ask::Moments { groups } => together.then(|| batch * 2 * to_usize(groups)),
+        Ask::Gather => {
+            let band = if decodes { sender.decodes } else { sender.band };
+            together.then(|| batch * to_usize(spec.scaled(band.rows)) * row)
+        }
+        Ask::Prediction | Ask::Latent => {
+            rows_sent(plan, spec.ask, from, to).map(|band| to_usize(band.rows) * row)
+        }
+    }
 }
 
 fn to_usize(value: u32) -> usize {

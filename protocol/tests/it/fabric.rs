@@ -1,7 +1,7 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
 use protocol::job::{GnVariance, JobSpec, Mode, Scheduler};
-use protocol::plan::{Ask, Band, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
+use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
 use protocol::transport::tcp::{Hangup, TcpLink};
 use protocol::transport::{Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
@@ -15,7 +15,9 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         worker: WorkerId(u64::from(rank)),
         name: format!("worker {rank}"),
         address: *address,
+        branch: Branch::Whole,
         band: Band { top: 8 * rank, rows: 8 },
+        decodes: Band { top: 8 * rank, rows: 8 },
     });
     let rows = 8 * u32::try_from(addresses.len()).expect("few ranks");
     Plan {

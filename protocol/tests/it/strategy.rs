@@ -3,12 +3,12 @@
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-use protocol::job::{Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Scheduler};
+use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Scheduler};
 use protocol::message::{
     BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
     PeerHello, Phase, Role, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
 };
-use protocol::plan::{Band, Digest, Geometry, Member, Plan};
+use protocol::plan::{Band, Branch, Digest, Geometry, Member, Plan};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use std::net::{IpAddr, SocketAddr};
 
@@ -93,6 +93,7 @@ fn request() -> impl Strategy<Value = JobRequest> {
             warmup: spec.warmup,
             mode: spec.mode,
             gn_variance: spec.gn_variance,
+            cfg_split: if given { CfgSplit::On } else { CfgSplit::Auto },
             dtype,
             model,
             workers,
@@ -129,7 +130,9 @@ fn member() -> impl Strategy<Value = Member> {
             worker: WorkerId(worker),
             name,
             address,
+            branch: if rows % 2 == 0 { Branch::Whole } else { Branch::Negative },
             band: Band { top, rows },
+            decodes: Band { top: rows, rows: top },
         },
     )
 }
@@ -211,7 +214,13 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
 
 fn event() -> impl Strategy<Value = Event> {
     let bands = vec((any::<(u16, u32, u32)>(), text()), 0..4).prop_map(|bands| {
-        let view = |((rank, top, rows), worker)| BandView { rank, worker, top, rows };
+        let view = |((rank, top, rows), worker)| BandView {
+            rank,
+            worker,
+            branch: Branch::Prompt,
+            top,
+            rows,
+        };
         bands.into_iter().map(view).collect::<Vec<_>>()
     });
     let waits = vec((any::<(u16, u64)>(), text()), 0..4).prop_map(|waits| {
@@ -226,7 +235,8 @@ fn event() -> impl Strategy<Value = Event> {
             wanted
         }),
         (spec(), text(), geometry(), bands).prop_map(|(spec, model, geometry, bands)| {
-            Event::Started { spec: Box::new(spec), model, geometry, bands }
+            let reason = spec.prompt.clone();
+            Event::Started { spec: Box::new(spec), model, geometry, bands, reason }
         }),
         text().prop_map(|text| Event::Notice { text }),
         phase().prop_map(|phase| Event::Phase { phase }),
@@ -236,7 +246,12 @@ fn event() -> impl Strategy<Value = Event> {
             seconds: 1.5,
             waited: 0.25
         }),
-        waits.prop_map(|waits| Event::Finished { seconds_per_step: 1.0, seconds: 9.0, waits }),
+        (waits, text()).prop_map(|(waits, latent)| Event::Finished {
+            seconds_per_step: 1.0,
+            seconds: 9.0,
+            waits,
+            latent,
+        }),
         fault().prop_map(|fault| Event::Failed { fault }),
     ]
 }

@@ -1,12 +1,12 @@
 //! Several ranks against the public DistriFusion code (S-7): every case of `distri.json` whose ranks
-//! have bands and run both branches of guidance, in this process over links in memory, and as
-//! worker processes over TCP.
+//! have bands, in this process over links in memory, and as worker processes over TCP.
 
+use protocol::plan::Branch;
 use std::path::Path;
 use std::sync::Arc;
 use tests::cluster::{coordinator, options, text};
 use tests::fixture::{self, Case};
-use tests::render::{links, plan, render};
+use tests::render::{links, plan_of, render};
 use tests::tolerance::relative_l2;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
@@ -23,7 +23,12 @@ type Fabric = fn(&Case, &Path) -> Vec<Vec<f64>>;
 fn memory(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
     let files = ModelFiles::Folder(case.model(scratch));
     let checkpoint = Arc::new(Checkpoint::load(&files, protocol::job::Dtype::Auto).unwrap());
-    let plan = plan(&checkpoint, &case.spec(), case.n.into());
+    let ranks = usize::from(case.n);
+    let parts = match case.split_batch {
+        true => vec![(Branch::Negative, ranks / 2), (Branch::Prompt, ranks / 2)],
+        false => vec![(Branch::Whole, ranks)],
+    };
+    let plan = plan_of(&checkpoint, &case.spec(), &parts);
     render(&checkpoint, &plan, links(&checkpoint, &plan, None)).unwrap().latents
 }
 
@@ -33,6 +38,7 @@ fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
     let (image, latents, local) = (file("image.png"), file("latents"), case.n.to_string());
     let mut arguments = vec!["submit", "--local", &local, "--model", &model, "--out", &image];
     arguments.extend(["--save-latents", &latents]);
+    arguments.extend(["--cfg-split", if case.split_batch { "on" } else { "off" }]);
     let options = options(&case.spec());
     arguments.extend(options.iter().map(String::as_str));
     let output = coordinator(&arguments);
@@ -43,7 +49,7 @@ fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
 
 fn check(name: &str, fabric: Fabric) {
     let case = fixture::case("distri.json", name);
-    assert!(case.is_flat_patch(), "{name} is not a flat patch case");
+    assert!(case.is_patch(), "{name} is not a patch case");
     let scratch = tempfile::tempdir().unwrap();
     let rendered = fabric(&case, scratch.path());
     let want = &case.tensors("distri")["latents"];
@@ -73,7 +79,7 @@ macro_rules! golden {
 
         #[test]
         fn cases_without_a_test_of_their_own() {
-            for case in fixture::cases_beyond("distri.json", &[$($name),+], Case::is_flat_patch) {
+            for case in fixture::cases_beyond("distri.json", &[$($name),+], Case::is_patch) {
                 check(&case.name, memory);
                 check(&case.name, tcp);
             }
@@ -84,6 +90,8 @@ macro_rules! golden {
 golden!(
     sdxl_n2_corrected_w1 = "sdxl-n2-flat-corrected-w1",
     sdxl_n4_corrected_w1 = "sdxl-n4-flat-corrected-w1",
+    sdxl_n4_cfg_corrected_w1 = "sdxl-n4-cfg-corrected-w1",
+    sdxl_n8_cfg_corrected_w1 = "sdxl-n8-cfg-corrected-w1",
     sdxl_n2_stale_w1 = "sdxl-n2-flat-stale_gn-w1",
     sdxl_n2_sync_gn_w1 = "sdxl-n2-flat-sync_gn-w1",
     sdxl_n2_separate_w1 = "sdxl-n2-flat-separate_gn-w1",

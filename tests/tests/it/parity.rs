@@ -2,11 +2,11 @@
 
 use protocol::Call;
 use protocol::job::{Dtype, GnVariance, JobSpec, Mode};
-use protocol::plan::{Band, Plan};
+use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
 use tests::fixture;
-use tests::render::{Rendered, links, plan, render};
+use tests::render::{Rendered, links, plan, plan_of, render};
 use tests::tolerance::{largest_difference, relative_l2};
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
@@ -48,6 +48,7 @@ fn with_heights(mut plan: Plan, units: &[u32]) -> Plan {
     for (member, units) in plan.members.iter_mut().zip(units) {
         let rows = units * plan.geometry.row_unit;
         member.band = Band { top, rows };
+        member.decodes = member.band;
         top += rows;
     }
     plan.check().unwrap();
@@ -79,6 +80,30 @@ fn s1_holds_for_unequal_bands() {
     }
 }
 
+/// The branches' activations never meet: whether one batch of two or two of one, on as many bands,
+/// not a bit of the result changes.
+#[test]
+fn two_branches_of_four_ranks_are_bit_equal_to_four_ranks() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let spec = spec("sdxl-ddim", Mode::Corrected, 1);
+    let flat = run(&checkpoint, &plan(&checkpoint, &spec, 4));
+    let parts = [(Branch::Negative, 4), (Branch::Prompt, 4)];
+    let split = run(&checkpoint, &plan_of(&checkpoint, &spec, &parts));
+    assert!(flat.latents == split.latents, "latents differ");
+}
+
+#[test]
+fn s1_holds_for_branches_of_any_size() {
+    let checkpoint = checkpoint("tiny-sd15");
+    let spec = spec("sd15-ddim", Mode::FullSync, 0);
+    let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
+    for (negative, prompt) in [(1, 1), (1, 2), (3, 2), (1, 8)] {
+        let parts = [(Branch::Negative, negative), (Branch::Prompt, prompt)];
+        let split = run(&checkpoint, &plan_of(&checkpoint, &spec, &parts));
+        assert_same(&format!("branches of {negative} and {prompt} ranks"), &split, &dense);
+    }
+}
+
 /// One synchronous call, then the same input displaced, equals the dense model.
 #[test]
 fn s2_the_same_input_displaced_equals_the_dense_output() {
@@ -104,7 +129,7 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let links = links(&checkpoint, &plan, None);
     std::thread::scope(|scope| {
         for (rank, links) in plan.ranks().zip(links) {
-            let band = plan.band(rank).unwrap();
+            let band = plan.member(rank).unwrap().band;
             let (top, count) = (band.top as usize, band.rows as usize);
             let (plan, checkpoint, dense) = (&plan, &checkpoint, &dense);
             let (x, conditioning) = (band_of(top, count), conditioning());

@@ -168,7 +168,7 @@ struct Assignment {
 fn check(plan: &Plan, rank: Rank) -> Result<(), Fault> {
     let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
     plan.check().map_err(|error| mismatch(error.to_string()))?;
-    plan.band(rank).map(drop).ok_or_else(|| mismatch(format!("the plan has no {rank}")))
+    plan.member(rank).map(drop).ok_or_else(|| mismatch(format!("the plan has no {rank}")))
 }
 
 /// Passes on what the engine says of a run, but for its last message, which is given back. None:

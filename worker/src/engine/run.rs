@@ -9,12 +9,12 @@ use crate::model::noise::TorchGenerator;
 use crate::model::scheduler::Scheduler;
 use crate::model::unet::Conditioning;
 use crate::model::{Error, Result};
-use crate::parallel::{Displaced, Mesh, Synchronous};
+use crate::parallel::{Displaced, Mesh, Synchronous, rows};
 use bytes::Bytes;
 use candle_core::Tensor;
 use protocol::job::{JobSpec, Mode};
 use protocol::message::{Phase, ToCoordinator};
-use protocol::plan::{Band, Geometry, Plan};
+use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
 use protocol::{Call, Fault, FaultKind, Rank, RunId};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
@@ -71,10 +71,11 @@ impl Said {
 /// The state of one rank in one run.
 struct BandRun<'a> {
     checkpoint: &'a Checkpoint,
+    plan: &'a Plan,
     spec: &'a JobSpec,
     geometry: Geometry,
+    branch: Branch,
     band: Band,
-    alone: bool,
     rank: Rank,
     mesh: Mesh,
     scheduler: Box<dyn Scheduler>,
@@ -94,7 +95,8 @@ impl<'a> BandRun<'a> {
     ) -> Result<Self> {
         let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
         plan.check().map_err(|error| mismatch(error.to_string()))?;
-        let band = plan.band(rank).ok_or_else(|| mismatch(format!("the plan has no {rank}")))?;
+        let member =
+            plan.member(rank).ok_or_else(|| mismatch(format!("the plan has no {rank}")))?;
         let steps = to_usize(plan.spec.steps);
         let scheduler = checkpoint
             .scheduler()
@@ -102,10 +104,11 @@ impl<'a> BandRun<'a> {
             .map_err(|error| Fault::new(FaultKind::InvalidRequest, error.to_string()))?;
         let mut run = Self {
             checkpoint,
+            plan,
             spec: &plan.spec,
             geometry: plan.geometry,
-            band,
-            alone: plan.world_size() == 1,
+            branch: member.branch,
+            band: member.band,
             rank,
             mesh,
             generator: TorchGenerator::new(plan.spec.seed),
@@ -133,25 +136,27 @@ impl<'a> BandRun<'a> {
 
     fn encode(&mut self) -> Result<Conditioning> {
         self.enter(Phase::TextEncoding);
-        let prompt = self.embed("prompt", |checkpoint, spec| checkpoint.embed(&spec.prompt))?;
         let mut branches = Vec::new();
-        if self.spec.guidance > 1.0 {
+        if self.plan.is_guided() && self.branch != Branch::Prompt {
             branches.push(self.embed("negative prompt", |checkpoint, spec| {
                 checkpoint.embed_negative(spec.negative.as_deref())
             })?);
         }
-        branches.push(prompt);
+        if self.branch != Branch::Negative {
+            branches.push(self.embed("prompt", |checkpoint, spec| checkpoint.embed(&spec.prompt))?);
+        }
         self.checkpoint.condition(&branches, self.spec.width, self.spec.height)
     }
 
-    /// Embeds a text; rank 0 tells the user of words that were cut off.
+    /// Embeds a text; its branch's first rank tells the user of words that were cut off.
     fn embed(
         &self,
         what: &str,
         embed: impl Fn(&Checkpoint, &JobSpec) -> Result<TextEmbedding>,
     ) -> Result<TextEmbedding> {
         let embedding = embed(self.checkpoint, self.spec)?;
-        if let (Some(cut), Rank(0)) = (&embedding.truncated, self.rank) {
+        let first = self.plan.branch_of(self.rank).next() == Some(self.rank);
+        if let (Some(cut), true) = (&embedding.truncated, first) {
             let text = format!(
                 "the {what} is longer than the 77 tokens the text encoders read; cut off: \
                  \"{}\"",
@@ -189,14 +194,15 @@ impl<'a> BandRun<'a> {
         calls: u32,
     ) -> Result<Tensor> {
         let input = self.scheduler.scale_model_input(index, &self.latent)?;
-        let input = match self.spec.guidance > 1.0 {
-            true => Tensor::cat(&[&input, &input], 0)?,
-            false => input.contiguous()?,
+        let input = match self.plan.batch(self.rank) {
+            2 => Tensor::cat(&[&input, &input], 0)?,
+            _ => input.contiguous()?,
         };
         let last = self.call + 1 == calls;
         let unet = self.checkpoint.unet();
         let prediction = unet.forward(&input, timestep, conditioning, &mut *self.exchange(last))?;
-        guide(&prediction, self.spec.guidance)
+        let both = rows::meet(&mut self.mesh, self.plan, self.rank, Call(self.call), prediction)?;
+        guide(&both, self.spec.guidance)
     }
 
     /// How this call's layers exchange: a call is synchronous iff the mode is or k <= warm-up.
@@ -206,7 +212,7 @@ impl<'a> BandRun<'a> {
         let mode = self.spec.mode;
         let from = if mode == Mode::NoSync { Some(Call(self.spec.warmup)) } else { call.before() };
         match from {
-            _ if self.alone => Box::new(Dense),
+            _ if self.mesh.is_alone(Stage::Denoise) => Box::new(Dense),
             Some(from) if !synchronous => {
                 Box::new(Displaced::new(&mut self.mesh, mode, call, from, last))
             }
@@ -224,7 +230,9 @@ impl<'a> BandRun<'a> {
             waited_us: micros(spent.waited),
             posted_bytes: spent.posted_bytes,
         };
-        self.said.say(message, channels_first_bytes(&self.latent)?);
+        let reports = self.plan.reports(self.rank);
+        let latent = if reports { channels_first_bytes(&self.latent)? } else { Bytes::new() };
+        self.said.say(message, latent);
         Ok(())
     }
 
@@ -232,12 +240,13 @@ impl<'a> BandRun<'a> {
         self.enter(Phase::Decoding);
         let started = Instant::now();
         self.mesh.check_cancelled()?;
-        let latent = self.latent.contiguous()?;
+        let (latent, call) = (self.latent.contiguous()?, Call(self.call));
+        let latent = rows::to_decode(&mut self.mesh, self.plan, self.rank, call, &latent)?;
         let vae = self.checkpoint.vae();
-        let image = if self.alone {
+        let image = if self.mesh.is_alone(Stage::Decode) {
             vae.decode(&latent, &mut Dense)?
         } else {
-            vae.decode(&latent, &mut Synchronous::new(&mut self.mesh, Call(self.call)))?
+            vae.decode(&latent, &mut Synchronous::new(&mut self.mesh, call))?
         };
         let spent = self.mesh.take_spent();
         let pixels: Vec<u8> = view(&image)?.iter().map(|value| to_pixel(*value)).collect();

@@ -14,7 +14,7 @@ use super::weights::Weights;
 use super::{Error, Result};
 use candle_core::Tensor;
 use protocol::job::{Dtype, ModelCard};
-use protocol::plan::{SiteSpec, Stage};
+use protocol::plan::{Ask, SiteSpec, Stage};
 use serde_json::json;
 use std::cell::RefCell;
 
@@ -111,9 +111,14 @@ impl Checkpoint {
         unet_weights.hash_into(&mut hasher);
         vae_weights.hash_into(&mut hasher);
         bytes += unet.bytes() + vae.bytes();
-        // 3. Do the parts fit together?
+        // 3. What crosses between UNet, sampler and VAE.
+        let latent = Place { stage: Stage::Latent, halvings: 0 };
+        for (path, ask) in [("prediction", Ask::Prediction), ("latent", Ask::Latent)] {
+            sites.borrow_mut().number(latent.site(path, ask, unet.config().channels));
+        }
+        // 4. Do the parts fit together?
         check_fit(files, &encoders, &unet, &vae)?;
-        // 4. Scheduler.
+        // 5. Scheduler.
         let path = "scheduler/scheduler_config.json";
         let scheduler = read_scheduler(files, path)?;
         for path in CONFIGURATIONS {

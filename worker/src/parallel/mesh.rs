@@ -7,7 +7,7 @@ use crate::model::nn::tensor;
 use bytes::Bytes;
 use candle_core::Tensor;
 use protocol::job::GnVariance;
-use protocol::plan::{Band, Plan, SiteSpec, Stage};
+use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
 use protocol::transport::{Link, Links};
 use protocol::{Call, Fault, FaultKind, Rank, Site, Slot};
 use std::collections::BTreeMap;
@@ -21,14 +21,55 @@ use tokio::sync::oneshot;
 #[derive(Debug)]
 pub struct Mesh {
     rank: Rank,
-    bands: Vec<Band>,
-    stages: Vec<Stage>,
+    branch: Group,
+    decoders: Group,
+    sites: Vec<(Ask, Stage)>,
     gn_variance: GnVariance,
     peers: Vec<Peer>,
     arena: Arena,
     own_moments: BTreeMap<Site, Moments>,
     cancel: Option<oneshot::Receiver<Fault>>,
     spent: Spent,
+}
+
+/// Ranks that answer each other's layers, from the top of the image to its bottom.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    ranks: Vec<Rank>,
+    rows: Vec<u32>,
+    own: usize,
+}
+
+impl Group {
+    /// `ranks` with the height of their bands; `rank` is one of them.
+    fn new(ranks: impl Iterator<Item = (Rank, u32)>, rank: Rank) -> Self {
+        let (ranks, rows): (Vec<Rank>, Vec<u32>) = ranks.unzip();
+        let own = ranks.iter().position(|peer| *peer == rank).unwrap_or(0);
+        Self { ranks, rows, own }
+    }
+
+    /// This rank's place.
+    pub(super) fn own(&self) -> usize {
+        self.own
+    }
+
+    /// All but this rank.
+    pub(super) fn peers(&self) -> Vec<Rank> {
+        let own = self.ranks[self.own];
+        self.ranks.iter().copied().filter(|rank| *rank != own).collect()
+    }
+
+    /// The ranks above and below this one.
+    pub(super) fn neighbours(&self) -> (Option<Rank>, Option<Rank>) {
+        let above = self.own.checked_sub(1).and_then(|above| self.ranks.get(above));
+        (above.copied(), self.ranks.get(self.own + 1).copied())
+    }
+
+    /// How many times this rank's rows each peer's band has, in the order of [`Self::peers`].
+    pub(super) fn rows_over_own(&self) -> Vec<f64> {
+        let others = self.rows.iter().enumerate().filter(|(place, _)| *place != self.own);
+        others.map(|(_, rows)| f64::from(*rows) / f64::from(self.rows[self.own])).collect()
+    }
 }
 
 /// A rank of the run, as this one reaches it.
@@ -78,13 +119,19 @@ impl Mesh {
         if let Some(Peer::Gone(fault)) = peers.iter().find(|peer| matches!(peer, Peer::Gone(_))) {
             return Err(fault.clone());
         }
-        if plan.band(rank).is_none() {
+        if plan.member(rank).is_none() {
             return Err(Fault::new(FaultKind::PlanMismatch, format!("the plan has no {rank}")));
         }
+        let rows = |rank: Rank, band: fn(&Member) -> Band| {
+            (rank, plan.member(rank).map_or(0, |member| band(member).rows))
+        };
+        let branch = plan.branch_of(rank).map(|peer| rows(peer, |member| member.band));
+        let decoders = plan.ranks().map(|peer| rows(peer, |member| member.decodes));
         Ok(Self {
             rank,
-            bands: plan.members.iter().map(|member| member.band).collect(),
-            stages: sites.iter().map(|site| site.stage).collect(),
+            branch: Group::new(branch, rank),
+            decoders: Group::new(decoders, rank),
+            sites: sites.iter().map(|site| (site.ask, site.stage)).collect(),
             gn_variance: plan.spec.gn_variance,
             arena: Arena::new(peers.len(), sites.len()),
             peers,
@@ -111,10 +158,6 @@ impl Mesh {
         }
     }
 
-    pub(super) fn rank(&self) -> Rank {
-        self.rank
-    }
-
     pub(super) fn gn_variance(&self) -> GnVariance {
         self.gn_variance
     }
@@ -124,28 +167,33 @@ impl Mesh {
         self.own_moments.insert(site, own.clone())
     }
 
-    pub(super) fn peers(&self) -> impl Iterator<Item = Rank> + use<> {
-        let own = self.rank;
-        (0..u16::try_from(self.peers.len()).unwrap_or(u16::MAX))
-            .map(Rank)
-            .filter(move |rank| *rank != own)
+    /// Whether layers of `stage` have nobody to ask.
+    #[must_use]
+    pub fn is_alone(&self, stage: Stage) -> bool {
+        let group = if stage == Stage::Decode { &self.decoders } else { &self.branch };
+        group.ranks.len() == 1
     }
 
-    /// The ranks above and below this one.
-    pub(super) fn neighbours(&self) -> (Option<Rank>, Option<Rank>) {
-        let above = self.rank.0.checked_sub(1).map(Rank);
-        let below = Some(Rank(self.rank.0 + 1)).filter(|rank| rank.index() < self.peers.len());
-        (above, below)
-    }
-
-    /// How many times this rank's rows another's band has.
-    pub(super) fn rows_over_own(&self, rank: Rank) -> f64 {
-        f64::from(self.bands[rank.index()].rows) / f64::from(self.bands[self.rank.index()].rows)
+    /// The ranks that answer the layer at `site`.
+    pub(super) fn group(&self, site: Site) -> &Group {
+        match self.sites.get(usize::from(site.0)) {
+            Some((_, Stage::Decode)) => &self.decoders,
+            _ => &self.branch,
+        }
     }
 
     /// Whether a site's values must never be stale.
     pub(super) fn is_input(&self, site: Site) -> bool {
-        self.stages.get(usize::from(site.0)) == Some(&Stage::Input)
+        self.sites.get(usize::from(site.0)).is_some_and(|(_, stage)| *stage == Stage::Input)
+    }
+
+    /// The only site that asks `ask`.
+    pub(super) fn site_of(&self, ask: Ask) -> Result<Site> {
+        let found = self.sites.iter().position(|(known, _)| *known == ask);
+        let site = found.and_then(|number| u16::try_from(number).ok()).map(Site);
+        site.ok_or_else(|| {
+            Fault::new(FaultKind::PlanMismatch, format!("the model has no site for {ask:?}")).into()
+        })
     }
 
     /// Sends `values` to `peer`.

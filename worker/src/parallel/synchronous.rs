@@ -53,7 +53,7 @@ pub(super) fn post_edges(
 ) -> Result<()> {
     let shape = x.dims4()?;
     let values = view(x)?;
-    let (above, below) = mesh.neighbours();
+    let (above, below) = mesh.group(site).neighbours();
     if let Some(above) = above {
         mesh.post(above, site, call, &rows_of(&values, shape, 0, rows))?;
     }
@@ -73,7 +73,7 @@ pub(super) fn receive_edges(
 ) -> Result<Halo> {
     let (batch, _, columns, channels) = x.dims4()?;
     let shape = (batch, rows, columns, channels);
-    let (above, below) = mesh.neighbours();
+    let (above, below) = mesh.group(site).neighbours();
     let mut take = |peer: Option<Rank>| {
         peer.map(|peer| mesh.receive_rows(peer, site, call, shape)).transpose()
     };
@@ -83,7 +83,7 @@ pub(super) fn receive_edges(
 /// Sends the band's statistics to every rank: mean and squared deviations of each group.
 pub(super) fn post_moments(mesh: &mut Mesh, site: Site, call: Call, own: &Moments) -> Result<()> {
     let values: Vec<f32> = own.groups.iter().flat_map(|moment| [moment.mean, moment.m2]).collect();
-    for peer in mesh.peers() {
+    for peer in mesh.group(site).peers() {
         mesh.post(peer, site, call, &values)?;
     }
     Ok(())
@@ -97,14 +97,15 @@ pub(super) fn receive_moments(
     own: &Moments,
 ) -> Result<Vec<Moments>> {
     let mut all: Vec<Moments> = Vec::new();
-    for peer in mesh.peers() {
+    let group = mesh.group(site).clone();
+    for (peer, rows_over_own) in group.peers().into_iter().zip(group.rows_over_own()) {
         let bytes = mesh.receive(peer, site, call)?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..]);
         let (pairs, _) = values.as_chunks::<2>();
         let groups = pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect();
-        all.push(Moments { count: own.count * mesh.rows_over_own(peer), groups });
+        all.push(Moments { count: own.count * rows_over_own, groups });
     }
-    all.insert(mesh.rank().index(), own.clone());
+    all.insert(group.own(), own.clone());
     Ok(all)
 }
 
@@ -142,7 +143,7 @@ pub(super) fn with_variance(variance: GnVariance, own: &Moments, mut whole: Mome
 /// Sends the band's tokens to every rank.
 pub(super) fn post_tokens(mesh: &mut Mesh, site: Site, call: Call, own: &Tensor) -> Result<()> {
     let values = view(own)?;
-    for peer in mesh.peers() {
+    for peer in mesh.group(site).peers() {
         mesh.post(peer, site, call, &values)?;
     }
     Ok(())
@@ -158,12 +159,12 @@ pub(super) fn receive_tokens(
     let (batch, _, channels) = own.dims3()?;
     let values = view(own)?;
     let mut parts: Vec<Bytes> = Vec::new();
-    for peer in mesh.peers() {
+    for peer in mesh.group(site).peers() {
         parts.push(mesh.receive(peer, site, call)?);
     }
     let own_bytes: &[u8] = bytemuck::cast_slice(&values);
     let mut bands: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
-    bands.insert(mesh.rank().index(), own_bytes);
+    bands.insert(mesh.group(site).own(), own_bytes);
     let total: usize = bands.iter().map(|band| band.len() / size_of::<f32>()).sum();
     let mut out = vec![0.0_f32; total];
     let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut out);

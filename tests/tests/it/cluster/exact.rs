@@ -6,9 +6,10 @@ use tests::picture;
 use tests::tolerance::largest_difference;
 use worker::kernels::Isa;
 
-fn render(workers: &str, mode: &str, out: &str) {
+fn render(workers: &str, mode: &str, split: &str, out: &str) {
     let what = ["submit", "red apple", "--seed", "1", "--steps", "8", "--local", workers];
-    let output = coordinator(&[&what[..], &["--mode", mode, "--out", out]].concat());
+    let output =
+        coordinator(&[&what[..], &["--mode", mode, "--cfg-split", split, "--out", out]].concat());
     assert!(output.status.success(), "{workers} workers, {mode}: {}", text(&output.stderr));
 }
 
@@ -18,8 +19,8 @@ fn full_sync_images_are_the_same_on_one_to_four_workers_and_twice() {
     let images = ["1", "2", "3", "4"].map(|workers| {
         let [first, again] =
             ["first", "again"].map(|name| within(folder.path(), &format!("{name}-{workers}.png")));
-        render(workers, "full-sync", &first);
-        render(workers, "full-sync", &again);
+        render(workers, "full-sync", "auto", &first);
+        render(workers, "full-sync", "auto", &again);
         let same = std::fs::read(&first).unwrap() == std::fs::read(again).unwrap();
         assert!(same, "{workers} workers give other bytes the second time");
         picture::read(first.as_ref()).pixels
@@ -38,7 +39,7 @@ fn displaced_images_are_the_same_every_time() {
     for workers in ["2", "3"] {
         let files = ["first", "again"].map(|name| {
             let file = within(folder.path(), &format!("{name}-{workers}.png"));
-            render(workers, "corrected", &file);
+            render(workers, "corrected", "off", &file);
             std::fs::read(file).unwrap()
         });
         assert!(files[0] == files[1], "{workers} workers give other bytes the second time");

@@ -1,7 +1,7 @@
 //! What `submit` prints and writes.
 
 use super::{files, within};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tests::cluster::{coordinator, text};
 use tests::{fixture, picture};
 
@@ -38,13 +38,14 @@ fn json_is_one_object_per_event() {
     }
     let started = events.iter().find(|event| event["event"] == "started").unwrap();
     assert_eq!(started["spec"]["seed"], 7);
-    let rows: Vec<(u64, u64)> = started["bands"]
+    let bands: Vec<Value> = started["bands"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|band| (band["top"].as_u64().unwrap(), band["rows"].as_u64().unwrap()))
+        .map(|band| json!([band["branch"], band["top"], band["rows"]]))
         .collect();
-    assert_eq!(rows, [(0, 128), (128, 128)]);
+    assert_eq!(bands, [json!(["negative", 0, 256]), json!(["prompt", 0, 256])]);
+    assert!(started["reason"].as_str().unwrap().contains("branches"), "{started}");
     assert_eq!(events.last().unwrap()["file"], out.as_str());
 }
 
@@ -65,6 +66,8 @@ fn the_picture_carries_its_parameters() {
     assert!(parameters.starts_with(words), "{parameters}");
     let json: Value = serde_json::from_str(&picture.texts["tessera"]).unwrap();
     assert_eq!((&json["prompt"], &json["workers"]), (&"red apple".into(), &2.into()));
+    let hash = json["latent"].as_str().unwrap();
+    assert!(hash.len() == 64 && hash.chars().all(|digit| digit.is_ascii_hexdigit()), "{hash}");
 }
 
 #[test]
