@@ -3,7 +3,7 @@
 mod branches;
 
 use self::branches::Sharing;
-use protocol::job::{CfgSplit, Dtype, JobRequest, JobSpec, ModelCard};
+use protocol::job::{CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism};
 use protocol::plan::{Band, Geometry, Member, Plan, split_evenly};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
@@ -12,6 +12,9 @@ use std::net::SocketAddr;
 pub const STEPS_DEFAULT: u32 = 30;
 /// The most sampler steps: schedulers are trained on 1000 timesteps.
 pub const STEPS_MAX: u32 = 1000;
+/// With fewer steps than this one call changes so much of the image that values one call old cost more
+/// than they save: section 8 of the algorithm, where ten steps want several of them synchronous.
+pub const DISPLACED_STEPS_MIN: u32 = 10;
 /// The longest side of an image in pixels: its RGB bytes must fit one frame.
 pub const SIDE_MAX: u32 = 8192;
 /// The longest prompt in bytes. Encoders read 77 tokens; what is longer than this is no prompt.
@@ -70,9 +73,15 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         seed: request.seed.unwrap_or(seed),
         scheduler: request.scheduler.unwrap_or(card.scheduler),
         warmup: request.warmup,
-        mode: request.mode,
+        parallelism: request.parallelism,
+        mode: request.mode.unwrap_or_else(|| mode_for(steps)),
         gn_variance: request.gn_variance,
     })
+}
+
+/// The mode if none is asked for.
+fn mode_for(steps: u32) -> Mode {
+    if steps < DISPLACED_STEPS_MIN { Mode::FullSync } else { Mode::Corrected }
 }
 
 fn check_cluster(request: &JobRequest, card: &ModelCard) -> Result<(), Fault> {
@@ -114,11 +123,13 @@ pub struct Wish {
     pub workers: Option<u16>,
     /// Whether guidance's two predictions are computed by different workers.
     pub cfg_split: CfgSplit,
+    /// How they exchange activations. None: as fits the number of steps.
+    pub mode: Option<Mode>,
 }
 
 impl From<&JobRequest> for Wish {
     fn from(request: &JobRequest) -> Self {
-        Self { workers: request.workers, cfg_split: request.cfg_split }
+        Self { workers: request.workers, cfg_split: request.cfg_split, mode: request.mode }
     }
 }
 
@@ -151,7 +162,12 @@ pub fn place(
         row_unit: card.row_unit,
         vae_factor: card.vae_factor,
     };
-    let units = usize::try_from(geometry.rows / geometry.row_unit).unwrap_or(usize::MAX);
+    // Naive strips may be of rows or of columns.
+    let side = match spec.parallelism {
+        Parallelism::Patch => geometry.rows,
+        _ => geometry.rows.min(geometry.columns),
+    };
+    let units = usize::try_from(side / geometry.row_unit).unwrap_or(usize::MAX);
     let guided = spec.guidance > 1.0;
     let ranks = wish.workers.map_or_else(
         || branches::ranks_max(units, guided, wish.cfg_split).min(candidates.len()),
@@ -161,12 +177,26 @@ pub fn place(
         let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
         return Err(Fault::new(FaultKind::NoWorkers, cause));
     }
-    let Sharing { parts, reason } =
+    let Sharing { parts, mut reason } =
         branches::share(ranks, units, guided, wish.cfg_split).map_err(invalid)?;
     let too_few = |error| invalid(format!("height {}: {error}", spec.height));
     let mut bands = Vec::new();
+    let naive = spec.parallelism != Parallelism::Patch;
+    let exchanges = !naive && parts.iter().any(|part| part.ranks > 1);
+    if exchanges && wish.mode.is_none() && spec.steps < DISPLACED_STEPS_MIN {
+        reason += &format!(
+            "; {} steps are fewer than {DISPLACED_STEPS_MIN}, so every call is synchronous: values one \
+             call old would show (--mode corrected displaces all the same)",
+            spec.steps
+        );
+    }
     for part in &parts {
-        let split = split_evenly(geometry.rows, geometry.row_unit, part.ranks).map_err(too_few)?;
+        let mut split =
+            split_evenly(geometry.rows, geometry.row_unit, part.ranks).map_err(too_few)?;
+        if naive {
+            // Strips are cut anew in every call; each rank steps all rows.
+            split.fill(Band { top: 0, rows: geometry.rows });
+        }
         bands.extend(split.into_iter().map(|band| (part.branch, band)));
     }
     let decodes = decode_bands(&bands.iter().map(|(_, band)| *band).collect::<Vec<_>>(), geometry)
@@ -181,6 +211,7 @@ pub fn place(
         decodes,
     });
     let plan = Plan { run, spec, geometry, members: members.collect() };
+    plan.check().map_err(|error| invalid(error.to_string()))?;
     Ok(Placed { plan, reason })
 }
 
@@ -196,7 +227,7 @@ fn decode_bands(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{GnVariance, Mode, Scheduler};
+    use protocol::job::{GnVariance, Scheduler};
     use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
@@ -211,7 +242,8 @@ pub(crate) mod tests {
             seed: None,
             scheduler: None,
             warmup: 4,
-            mode: Mode::Corrected,
+            parallelism: Parallelism::Patch,
+            mode: None,
             gn_variance: GnVariance::Population,
             dtype: None,
             model: None,
@@ -221,7 +253,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) const ANY: Wish = Wish { workers: None, cfg_split: CfgSplit::Auto };
+    pub(crate) const ANY: Wish = Wish { workers: None, cfg_split: CfgSplit::Auto, mode: None };
 
     pub(crate) fn card() -> ModelCard {
         ModelCard {
@@ -252,7 +284,7 @@ pub(crate) mod tests {
 
     pub(crate) fn plan_as(ranks: u64, cfg_split: CfgSplit) -> Plan {
         let spec = settle(&request(), &card(), 1).unwrap();
-        let wish = Wish { workers: None, cfg_split };
+        let wish = Wish { cfg_split, ..ANY };
         let plan = place(RunId::default(), spec, &card(), &candidates(ranks), wish).unwrap().plan;
         plan.check().unwrap();
         plan
@@ -304,7 +336,7 @@ pub(crate) mod tests {
     fn too_few_rows_say_how_many_workers_fit() {
         let spec = settle(&request(), &card(), 1).unwrap();
         let run = RunId::default();
-        let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off };
+        let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off, mode: None };
         let fault = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
         assert!(fault.cause.contains("at most 4 workers"), "{fault}");
@@ -313,6 +345,23 @@ pub(crate) mod tests {
         assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");
         let plan = place(run, spec, &card(), &candidates(9), ANY).unwrap().plan;
         assert_eq!(plan.world_size(), 8, "two branches have room for twice as many");
+    }
+
+    #[test]
+    fn few_steps_are_synchronous_unless_told_and_the_reason_says_so() {
+        let placed = |steps, mode| {
+            let asked = JobRequest { steps: Some(steps), mode, ..request() };
+            let spec = settle(&asked, &card(), 1).unwrap();
+            let wish = Wish { cfg_split: CfgSplit::Off, ..Wish::from(&asked) };
+            place(RunId::default(), spec, &card(), &candidates(2), wish).unwrap()
+        };
+        let few = placed(4, None);
+        assert_eq!(few.plan.spec.mode, Mode::FullSync);
+        assert!(few.reason.contains("4 steps are fewer than 10"), "{}", few.reason);
+        assert_eq!(placed(4, Some(Mode::Stale)).plan.spec.mode, Mode::Stale);
+        let many = placed(10, None);
+        assert_eq!(many.plan.spec.mode, Mode::Corrected);
+        assert!(!many.reason.contains("steps"), "{}", many.reason);
     }
 
     #[test]

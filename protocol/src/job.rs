@@ -99,6 +99,20 @@ names!(
 );
 
 names!(
+    /// How ranks share the work of one model call. All but `patch` are there to be compared with.
+    Parallelism, "parallelism" {
+        /// Each rank renders a band of rows and exchanges activations: as [`Mode`] says.
+        Patch = "patch",
+        /// Each rank renders a band of rows as if it were an image of its own.
+        NaiveRow = "naive-row",
+        /// The same with columns.
+        NaiveCol = "naive-col",
+        /// The same with rows in even calls and columns in odd ones.
+        NaiveAlternate = "naive-alternate",
+    }
+);
+
+names!(
     /// Whether guidance's two predictions are computed by different ranks.
     CfgSplit, "cfg split" {
         /// As the planner finds faster.
@@ -155,8 +169,11 @@ pub struct JobRequest {
     pub scheduler: Option<Scheduler>,
     /// Calls 0..=warmup are synchronous.
     pub warmup: u32,
-    /// How ranks exchange activations after the warm-up.
-    pub mode: Mode,
+    /// How ranks share the work of a call.
+    pub parallelism: Parallelism,
+    /// How ranks exchange activations after the warm-up. None: as the planner finds fit for the number
+    /// of steps.
+    pub mode: Option<Mode>,
     /// The variance group norms divide by.
     pub gn_variance: GnVariance,
     /// The dtype the cluster's workers must hold their weights in. None: whatever they hold.
@@ -192,6 +209,8 @@ pub struct JobSpec {
     pub scheduler: Scheduler,
     /// Calls 0..=warmup are synchronous.
     pub warmup: u32,
+    /// How ranks share the work of a call.
+    pub parallelism: Parallelism,
     /// How ranks exchange activations after the warm-up.
     pub mode: Mode,
     /// The variance group norms divide by.

@@ -12,12 +12,14 @@
 
 mod band;
 mod slot;
+mod strip;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
 pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
+pub use strip::{Axis, Strip};
 
 use crate::id::{Rank, RunId, WorkerId};
-use crate::job::JobSpec;
+use crate::job::{JobSpec, Parallelism};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -64,7 +66,8 @@ pub struct Member {
     pub address: SocketAddr,
     /// What it computes of guidance's two predictions.
     pub branch: Branch,
-    /// The latent rows it predicts and steps.
+    /// The latent rows it steps and, but for naive parallelism, predicts. Naive ranks step the whole
+    /// image and predict a [`Strip`] of it.
     pub band: Band,
     /// The latent rows it decodes: as all ranks share the decode, fewer than its band where there
     /// are two branches.
@@ -138,11 +141,34 @@ impl Plan {
                 .filter(|member| member.branch == branch)
                 .map(|member| member.band)
                 .collect();
-            if !bands.is_empty() {
+            if self.is_naive() {
+                self.check_naive(&bands)?;
+            } else if !bands.is_empty() {
                 tiles("the bands of a branch", bands, row_unit)?;
             }
         }
         tiles("the decode", self.members.iter().map(|member| member.decodes).collect(), 1)
+    }
+
+    /// Naive ranks step the whole image, which has strips for as many as there are in a branch.
+    fn check_naive(&self, bands: &[Band]) -> Result<(), PlanError> {
+        let Geometry { rows, columns, row_unit, .. } = self.geometry;
+        let wrong = |cause| PlanError::Bands { what: "the strips of a branch", cause };
+        for band in bands {
+            check_tiling(&[*band], rows, row_unit).map_err(wrong)?;
+        }
+        for extent in [rows, columns] {
+            if !bands.is_empty() {
+                split_evenly(extent, row_unit, bands.len()).map_err(wrong)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether each rank renders its part as if it were an image of its own.
+    #[must_use]
+    pub fn is_naive(&self) -> bool {
+        self.spec.parallelism != Parallelism::Patch
     }
 
     /// How many ranks there are.
@@ -171,7 +197,8 @@ impl Plan {
     /// Whether `rank` is the one that reports its band's latent: every row is reported once.
     #[must_use]
     pub fn reports(&self, rank: Rank) -> bool {
-        self.member(rank).is_some_and(|member| member.branch != Branch::Prompt)
+        let first = !self.is_naive() || rank == Rank(0);
+        first && self.member(rank).is_some_and(|member| member.branch != Branch::Prompt)
     }
 
     /// Whether classifier-free guidance is on.

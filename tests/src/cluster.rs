@@ -73,6 +73,7 @@ pub fn options(spec: &JobSpec) -> Vec<String> {
         format!("--seed={}", spec.seed),
         format!("--scheduler={}", spec.scheduler),
         format!("--warmup={}", spec.warmup),
+        format!("--parallelism={}", spec.parallelism),
         format!("--mode={}", spec.mode),
         format!("--gn-variance={}", spec.gn_variance),
     ];

@@ -1,6 +1,6 @@
 //! The golden cases: what stock diffusers and the public DistriFusion code computed.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Scheduler};
+use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,9 @@ pub struct Case {
     /// `patch` unless it says otherwise.
     #[serde(default)]
     pub parallelism: Option<String>,
+    /// How the image is cut, if parallelism is `naive_patch`.
+    #[serde(default)]
+    pub split_scheme: Option<String>,
 }
 
 fn one() -> u16 {
@@ -119,10 +122,21 @@ impl Case {
         }
     }
 
-    /// Whether the case is one of ranks with bands that exchange activations.
+    /// Our name of how its ranks share the work.
+    fn our_parallelism(&self) -> Parallelism {
+        match (self.parallelism.as_deref(), self.split_scheme.as_deref()) {
+            (None | Some("patch"), _) => Parallelism::Patch,
+            (Some("naive_patch"), Some("row")) => Parallelism::NaiveRow,
+            (Some("naive_patch"), Some("col")) => Parallelism::NaiveCol,
+            (Some("naive_patch"), Some("alternate")) => Parallelism::NaiveAlternate,
+            other => panic!("unknown golden parallelism {other:?}"),
+        }
+    }
+
+    /// Whether the image, not the model's layers, is shared among ranks.
     #[must_use]
     pub fn is_patch(&self) -> bool {
-        self.parallelism.as_deref().unwrap_or("patch") == "patch"
+        self.parallelism.as_deref() != Some("tensor")
     }
 
     /// What to render.
@@ -138,6 +152,7 @@ impl Case {
             seed: self.seed,
             scheduler: self.sampler(),
             warmup: self.warmup,
+            parallelism: self.our_parallelism(),
             mode: self.our_mode(),
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
         }

@@ -1,9 +1,9 @@
 //! One image rendered by ranks in this process, over links in memory.
 
 use bytes::Bytes;
-use protocol::job::JobSpec;
+use protocol::job::{JobSpec, Parallelism};
 use protocol::message::ToCoordinator;
-use protocol::plan::{Branch, Geometry, Member, Plan, split_evenly};
+use protocol::plan::{Band, Branch, Geometry, Member, Plan, split_evenly};
 use protocol::transport::{Links, memory};
 use protocol::{Epoch, Fault, JobId, RunId, WorkerId};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -50,7 +50,9 @@ pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)
     let decodes = split_evenly(geometry.rows, 1, ranks).expect("enough rows");
     let bands = parts.iter().flat_map(|(branch, ranks)| {
         let bands = split_evenly(geometry.rows, geometry.row_unit, *ranks).expect("enough rows");
-        bands.into_iter().map(|band| (*branch, band))
+        let whole = Band { top: 0, rows: geometry.rows };
+        let naive = spec.parallelism != Parallelism::Patch;
+        bands.into_iter().map(move |band| (*branch, if naive { whole } else { band }))
     });
     let members = bands.zip(decodes).zip(0..).map(|(((branch, band), decodes), number)| Member {
         worker: WorkerId(number),

@@ -5,6 +5,7 @@
 //! - [`displaced`] answers with the previous call's values and sends its own for the next one.
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
+//! - [`naive`] asks nothing within a call, and puts predictions together after it: the baseline.
 //!
 //! Invariants, cited by tests:
 //! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values (with
@@ -16,6 +17,7 @@
 mod arena;
 pub mod displaced;
 pub mod mesh;
+pub mod naive;
 pub mod rows;
 pub mod synchronous;
 

@@ -1,6 +1,6 @@
 //! The options that say what to render.
 
-use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, Mode, Scheduler};
+use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -34,9 +34,13 @@ pub(super) struct RequestArgs {
     warmup: u32,
     /// How workers exchange activations after the warm-up: full-sync (exact), or one call old with
     /// group statistics that are corrected, stale, sync-gn (waited for) or separate (each worker's
-    /// own); no-sync is separate with nothing sent.
-    #[arg(long, default_value_t = Mode::Corrected)]
-    mode: Mode,
+    /// own); no-sync is separate with nothing sent [default: corrected; full-sync below 10 steps].
+    #[arg(long)]
+    mode: Option<Mode>,
+    /// How workers share a model call: patch, or for comparison naive-row, naive-col or
+    /// naive-alternate, where each renders its part as if it were an image of its own.
+    #[arg(long, value_name = "WAY", default_value_t = Parallelism::Patch)]
+    parallelism: Parallelism,
     /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).
     #[arg(long, value_name = "KIND", default_value_t = GnVariance::Population)]
     gn_variance: GnVariance,
@@ -71,6 +75,7 @@ impl RequestArgs {
             seed: self.seed,
             scheduler: self.scheduler,
             warmup: self.warmup,
+            parallelism: self.parallelism,
             mode: self.mode,
             gn_variance: self.gn_variance,
             cfg_split: self.cfg_split,

@@ -3,7 +3,7 @@
 //! The model lists its exchange points; with a plan's bands that gives every slot's size. Both
 //! ends of a link compute the same table and compare its [`Digest`] before any value crosses.
 
-use super::{Band, Plan};
+use super::{Axis, Band, Plan};
 use crate::id::{Rank, Site, Slot};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -28,6 +28,8 @@ pub enum Ask {
     Gather,
     /// The other branch's prediction of the own band's rows, from the ranks that have them.
     Prediction,
+    /// The predictions of all other ranks' strips, in a naive plan.
+    Strip(Axis),
     /// The latent rows to decode, from the ranks that report them, if they are not all of the own
     /// band.
     Latent,
@@ -129,7 +131,9 @@ impl SlotTable {
 pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
     match ask {
-        Ask::Prediction if sender.branch != receiver.branch => sender.band.overlap(receiver.band),
+        Ask::Prediction if !plan.is_naive() && sender.branch != receiver.branch => {
+            sender.band.overlap(receiver.band)
+        }
         Ask::Latent if plan.reports(from) && !receiver.has_what_it_decodes() => {
             sender.band.overlap(receiver.decodes)
         }
@@ -141,7 +145,7 @@ pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
 fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
     let decodes = spec.stage == Stage::Decode;
-    let together = decodes || sender.branch == receiver.branch;
+    let together = decodes || sender.branch == receiver.branch && !plan.is_naive();
     let row = to_usize(spec.scaled(plan.geometry.columns)) * to_usize(spec.channels);
     let batch = if decodes { 1 } else { to_usize(plan.batch(from)) };
     match spec.ask {
@@ -155,6 +159,15 @@ fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
             let band = if decodes { sender.decodes } else { sender.band };
             together.then(|| batch * to_usize(spec.scaled(band.rows)) * row)
         }
+        Ask::Strip(axis) if plan.is_naive() => {
+            let across = match axis {
+                Axis::Rows => plan.geometry.columns,
+                Axis::Columns => plan.geometry.rows,
+            };
+            let pixels = to_usize(across) * to_usize(plan.strip_along(axis, from)?.range.rows);
+            Some(batch * pixels * to_usize(spec.channels))
+        }
+        Ask::Strip(_) => None,
         Ask::Prediction | Ask::Latent => {
             rows_sent(plan, spec.ask, from, to).map(|band| to_usize(band.rows) * row)
         }

@@ -1,6 +1,6 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Scheduler};
+use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler};
 use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
 use protocol::transport::tcp::{Hangup, TcpLink};
 use protocol::transport::{Landed, Link, LinkError, LinkSpec, memory};
@@ -32,6 +32,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
             seed: 7,
             scheduler: Scheduler::Euler,
             warmup: 0,
+            parallelism: Parallelism::Patch,
             mode: Mode::Corrected,
             gn_variance: GnVariance::Population,
         },

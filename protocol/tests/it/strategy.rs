@@ -3,7 +3,9 @@
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
-use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Scheduler};
+use protocol::job::{
+    CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Scheduler,
+};
 use protocol::message::{
     BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
     PeerHello, Phase, Role, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
@@ -71,6 +73,11 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 seed,
                 scheduler,
                 warmup,
+                parallelism: if warmup % 2 == 0 {
+                    Parallelism::Patch
+                } else {
+                    Parallelism::NaiveCol
+                },
                 mode,
                 gn_variance,
             }
@@ -91,7 +98,8 @@ fn request() -> impl Strategy<Value = JobRequest> {
             seed: given.then_some(spec.seed),
             scheduler: given.then_some(spec.scheduler),
             warmup: spec.warmup,
-            mode: spec.mode,
+            parallelism: spec.parallelism,
+            mode: given.then_some(spec.mode),
             gn_variance: spec.gn_variance,
             cfg_split: if given { CfgSplit::On } else { CfgSplit::Auto },
             dtype,

@@ -102,5 +102,7 @@ golden!(
     sdxl_n2_corrected_w1_dpmpp = "sdxl-n2-flat-corrected-w1-dpmpp",
     sdxl_n2_corrected_w1_nocfg = "sdxl-n2-nocfg-corrected-w1",
     sdxl_n4_corrected_w1_128x192 = "sdxl-n4-flat-corrected-w1-128x192",
+    sdxl_n2_naive_row = "sdxl-n2-naive-row",
+    sdxl_n2_naive_alternate = "sdxl-n2-naive-alternate",
     sd15_n2_corrected_w1 = "sd15-n2-flat-corrected-w1",
 );

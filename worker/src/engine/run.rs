@@ -9,7 +9,7 @@ use crate::model::noise::TorchGenerator;
 use crate::model::scheduler::Scheduler;
 use crate::model::unet::Conditioning;
 use crate::model::{Error, Result};
-use crate::parallel::{Displaced, Mesh, Synchronous, rows};
+use crate::parallel::{Displaced, Mesh, Synchronous, naive, rows};
 use bytes::Bytes;
 use candle_core::Tensor;
 use protocol::job::{JobSpec, Mode};
@@ -198,10 +198,17 @@ impl<'a> BandRun<'a> {
             2 => Tensor::cat(&[&input, &input], 0)?,
             _ => input.contiguous()?,
         };
-        let last = self.call + 1 == calls;
-        let unet = self.checkpoint.unet();
-        let prediction = unet.forward(&input, timestep, conditioning, &mut *self.exchange(last))?;
-        let both = rows::meet(&mut self.mesh, self.plan, self.rank, Call(self.call), prediction)?;
+        let (unet, call) = (self.checkpoint.unet(), Call(self.call));
+        let both = if let Some(strip) = self.plan.strip(self.rank, call) {
+            let input = naive::cut(&input, strip)?;
+            let prediction = unet.forward(&input, timestep, conditioning, &mut Dense)?;
+            naive::join(&mut self.mesh, self.plan, self.rank, call, &prediction)?
+        } else {
+            let last = self.call + 1 == calls;
+            let prediction =
+                unet.forward(&input, timestep, conditioning, &mut *self.exchange(last))?;
+            rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?
+        };
         guide(&both, self.spec.guidance)
     }
 

@@ -14,7 +14,7 @@ use super::weights::Weights;
 use super::{Error, Result};
 use candle_core::Tensor;
 use protocol::job::{Dtype, ModelCard};
-use protocol::plan::{Ask, SiteSpec, Stage};
+use protocol::plan::{Ask, Axis, SiteSpec, Stage};
 use serde_json::json;
 use std::cell::RefCell;
 
@@ -113,7 +113,13 @@ impl Checkpoint {
         bytes += unet.bytes() + vae.bytes();
         // 3. What crosses between UNet, sampler and VAE.
         let latent = Place { stage: Stage::Latent, halvings: 0 };
-        for (path, ask) in [("prediction", Ask::Prediction), ("latent", Ask::Latent)] {
+        let between = [
+            ("prediction", Ask::Prediction),
+            ("strip.rows", Ask::Strip(Axis::Rows)),
+            ("strip.columns", Ask::Strip(Axis::Columns)),
+            ("latent", Ask::Latent),
+        ];
+        for (path, ask) in between {
             sites.borrow_mut().number(latent.site(path, ask, unet.config().channels));
         }
         // 4. Do the parts fit together?

@@ -62,7 +62,7 @@ fn the_picture_carries_its_parameters() {
     assert_eq!(picture.size, (128, 256));
     let parameters = &picture.texts["parameters"];
     let words = "red apple\nNegative prompt: dull, grün\nSteps: 6, Sampler: Euler, CFG scale: 4.5, \
-                 Seed: 7, Size: 128x256, Model: emoji-xl, Workers: 2, Mode: corrected";
+                 Seed: 7, Size: 128x256, Model: emoji-xl, Workers: 2, Mode: full-sync";
     assert!(parameters.starts_with(words), "{parameters}");
     let json: Value = serde_json::from_str(&picture.texts["tessera"]).unwrap();
     assert_eq!((&json["prompt"], &json["workers"]), (&"red apple".into(), &2.into()));
