@@ -1,10 +1,13 @@
 //! From a request, a model and workers to a plan. Pure.
 
+mod bands;
 mod branches;
 
-use self::branches::Sharing;
-use protocol::job::{CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism};
-use protocol::plan::{Band, Geometry, Member, Plan, split_evenly};
+use self::branches::{Share, Sharing, Work};
+use protocol::job::{
+    Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
+};
+use protocol::plan::{Band, Branch, Geometry, Member, Plan, split_evenly};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
 
@@ -31,6 +34,8 @@ pub struct Candidate {
     pub name: String,
     /// Where its peers reach it.
     pub address: SocketAddr,
+    /// Latent pixels a second of one prediction, as measured.
+    pub speed: u64,
 }
 
 fn invalid(cause: String) -> Fault {
@@ -76,6 +81,8 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         parallelism: request.parallelism,
         mode: request.mode.unwrap_or_else(|| mode_for(steps)),
         gn_variance: request.gn_variance,
+        // Workers on CPUs compute in f32, whatever they hold their weights in.
+        wire: request.wire.unwrap_or(Wire::F32),
     })
 }
 
@@ -125,11 +132,18 @@ pub struct Wish {
     pub cfg_split: CfgSplit,
     /// How they exchange activations. None: as fits the number of steps.
     pub mode: Option<Mode>,
+    /// How tall their bands are.
+    pub bands: Bands,
 }
 
 impl From<&JobRequest> for Wish {
     fn from(request: &JobRequest) -> Self {
-        Self { workers: request.workers, cfg_split: request.cfg_split, mode: request.mode }
+        Self {
+            workers: request.workers,
+            cfg_split: request.cfg_split,
+            mode: request.mode,
+            bands: request.bands,
+        }
     }
 }
 
@@ -177,58 +191,84 @@ pub fn place(
         let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
         return Err(Fault::new(FaultKind::NoWorkers, cause));
     }
-    let Sharing { parts, mut reason } =
-        branches::share(ranks, units, guided, wish.cfg_split).map_err(invalid)?;
-    let too_few = |error| invalid(format!("height {}: {error}", spec.height));
-    let mut bands = Vec::new();
     let naive = spec.parallelism != Parallelism::Patch;
-    let exchanges = !naive && parts.iter().any(|part| part.ranks > 1);
-    if exchanges && wish.mode.is_none() && spec.steps < DISPLACED_STEPS_MIN {
-        reason += &format!(
-            "; {} steps are fewer than {DISPLACED_STEPS_MIN}, so every call is synchronous: values one \
-             call old would show (--mode corrected displaces all the same)",
-            spec.steps
-        );
+    // Strips of naive ranks are even.
+    let even = naive || wish.bands == Bands::Even;
+    let speeds: Vec<u64> =
+        candidates[..ranks].iter().map(|each| if even { 1 } else { each.speed }).collect();
+    let rows = side.min(geometry.rows);
+    let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
+    let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split)
+        .map_err(|error| invalid(format!("size {}x{}: {error}", spec.width, spec.height)))?;
+    reason += &explain_mode(&spec, rows, &shares, wish);
+    reason += &explain_bands(&shares, &speeds);
+    if naive {
+        // Strips are cut anew in every call; each rank steps all rows.
+        let whole = Band { top: 0, rows: geometry.rows };
+        shares.iter_mut().for_each(|share| share.band = whole);
     }
-    for part in &parts {
-        let mut split =
-            split_evenly(geometry.rows, geometry.row_unit, part.ranks).map_err(too_few)?;
-        if naive {
-            // Strips are cut anew in every call; each rank steps all rows.
-            split.fill(Band { top: 0, rows: geometry.rows });
+    let decodes = decode_bands(&shares, geometry).map_err(|error| invalid(error.to_string()))?;
+    let members = shares.iter().zip(decodes).map(|(share, decodes)| {
+        let candidate = &candidates[share.worker];
+        Member {
+            worker: candidate.worker,
+            name: candidate.name.clone(),
+            address: candidate.address,
+            branch: share.branch,
+            band: share.band,
+            decodes,
         }
-        bands.extend(split.into_iter().map(|band| (part.branch, band)));
-    }
-    let decodes = decode_bands(&bands.iter().map(|(_, band)| *band).collect::<Vec<_>>(), geometry)
-        .map_err(too_few)?;
-    let members = candidates.iter().zip(bands).zip(decodes);
-    let members = members.map(|((candidate, (branch, band)), decodes)| Member {
-        worker: candidate.worker,
-        name: candidate.name.clone(),
-        address: candidate.address,
-        branch,
-        band,
-        decodes,
     });
     let plan = Plan { run, spec, geometry, members: members.collect() };
     plan.check().map_err(|error| invalid(error.to_string()))?;
     Ok(Placed { plan, reason })
 }
 
-/// What each rank decodes: its band, or where two branches cover the image an even share of it.
+/// Why a job of few steps does not displace, if nobody asked for it.
+fn explain_mode(spec: &JobSpec, rows: u32, shares: &[Share], wish: Wish) -> String {
+    let exchanges =
+        spec.parallelism == Parallelism::Patch && shares.iter().any(|share| share.band.rows < rows);
+    if !exchanges || wish.mode.is_some() || spec.steps >= DISPLACED_STEPS_MIN {
+        return String::new();
+    }
+    format!(
+        "; {} steps are fewer than {DISPLACED_STEPS_MIN}, so every call is synchronous: values one \
+         call old would show (--mode corrected displaces all the same)",
+        spec.steps
+    )
+}
+
+/// Which bands follow from unequal speeds.
+fn explain_bands(shares: &[Share], speeds: &[u64]) -> String {
+    let rows = |branch| shares.iter().filter(move |share| share.branch == branch);
+    let uneven = [Branch::Whole, Branch::Negative, Branch::Prompt].into_iter().any(|branch| {
+        let heights = || rows(branch).map(|share| share.band.rows);
+        heights().max().unwrap_or(0) > heights().min().unwrap_or(0)
+    });
+    let fastest = speeds.iter().max().copied().unwrap_or(1).max(1);
+    if !uneven || speeds.iter().all(|speed| *speed == fastest) {
+        return String::new();
+    }
+    #[expect(clippy::cast_precision_loss, reason = "speeds are far below 2^52 pixels a second")]
+    let relative = |share: &Share| format!("{:.2}", speeds[share.worker] as f64 / fastest as f64);
+    let speeds: Vec<String> = shares.iter().map(relative).collect();
+    format!("; bands are as tall as workers are fast: {}", speeds.join(", "))
+}
+
+/// What each rank decodes: its band, or where bands cover the image more than once an even share.
 fn decode_bands(
-    bands: &[Band],
+    shares: &[Share],
     geometry: Geometry,
 ) -> Result<Vec<Band>, protocol::plan::BandError> {
+    let bands: Vec<Band> = shares.iter().map(|share| share.band).collect();
     let once = bands.iter().map(|band| band.rows).sum::<u32>() == geometry.rows;
-    if once { Ok(bands.to_vec()) } else { split_evenly(geometry.rows, 1, bands.len()) }
+    if once { Ok(bands) } else { split_evenly(geometry.rows, 1, bands.len()) }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use protocol::job::{GnVariance, Scheduler};
-    use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
@@ -245,15 +285,18 @@ pub(crate) mod tests {
             parallelism: Parallelism::Patch,
             mode: None,
             gn_variance: GnVariance::Population,
+            wire: None,
             dtype: None,
             model: None,
             cfg_split: CfgSplit::Auto,
+            bands: Bands::Auto,
             workers: None,
             stream_latents: false,
         }
     }
 
-    pub(crate) const ANY: Wish = Wish { workers: None, cfg_split: CfgSplit::Auto, mode: None };
+    pub(crate) const ANY: Wish =
+        Wish { workers: None, cfg_split: CfgSplit::Auto, mode: None, bands: Bands::Auto };
 
     pub(crate) fn card() -> ModelCard {
         ModelCard {
@@ -273,8 +316,12 @@ pub(crate) mod tests {
 
     pub(crate) fn candidates(count: u64) -> Vec<Candidate> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
-        let named =
-            |number| Candidate { worker: WorkerId(number), name: format!("w{number}"), address };
+        let named = |number| Candidate {
+            worker: WorkerId(number),
+            name: format!("w{number}"),
+            address,
+            speed: 100,
+        };
         (1..=count).map(named).collect()
     }
 
@@ -336,7 +383,7 @@ pub(crate) mod tests {
     fn too_few_rows_say_how_many_workers_fit() {
         let spec = settle(&request(), &card(), 1).unwrap();
         let run = RunId::default();
-        let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off, mode: None };
+        let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off, ..ANY };
         let fault = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
         assert!(fault.cause.contains("at most 4 workers"), "{fault}");
@@ -362,6 +409,23 @@ pub(crate) mod tests {
         let many = placed(10, None);
         assert_eq!(many.plan.spec.mode, Mode::Corrected);
         assert!(!many.reason.contains("steps"), "{}", many.reason);
+    }
+
+    #[test]
+    fn a_slow_worker_gets_fewer_rows_unless_even_bands_are_asked_for() {
+        let spec = JobSpec { height: 384, ..settle(&request(), &card(), 1).unwrap() };
+        let mut candidates = candidates(2);
+        candidates[0].speed = 50;
+        let rows = |bands| {
+            let wish = Wish { cfg_split: CfgSplit::Off, bands, ..ANY };
+            let placed = place(RunId::default(), spec.clone(), &card(), &candidates, wish).unwrap();
+            let rows = placed.plan.members.iter().map(|member| member.band.rows);
+            (rows.collect::<Vec<_>>(), placed.reason)
+        };
+        let (auto, reason) = rows(Bands::Auto);
+        assert_eq!(auto, [16, 32]);
+        assert!(reason.contains("0.50, 1.00"), "{reason}");
+        assert_eq!(rows(Bands::Even).0, [24, 24]);
     }
 
     #[test]

@@ -113,6 +113,39 @@ names!(
 );
 
 names!(
+    /// How tall workers' bands are.
+    Bands, "bands" {
+        /// As tall as their workers were measured to be fast.
+        Auto = "auto",
+        /// All the same, up to one row unit.
+        Even = "even",
+    }
+);
+
+names!(
+    /// The type in which keys and values cross between workers, nine tenths of all bytes.
+    Wire, "wire type" {
+        /// 32-bit floats: as computed on the CPU.
+        F32 = "f32",
+        /// IEEE half precision.
+        F16 = "f16",
+        /// bfloat16.
+        Bf16 = "bf16",
+    }
+);
+
+impl Wire {
+    /// Bytes of one value.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+names!(
     /// Whether guidance's two predictions are computed by different ranks.
     CfgSplit, "cfg split" {
         /// As the planner finds faster.
@@ -176,12 +209,16 @@ pub struct JobRequest {
     pub mode: Option<Mode>,
     /// The variance group norms divide by.
     pub gn_variance: GnVariance,
+    /// The type in which keys and values cross. None: the type they are computed in.
+    pub wire: Option<Wire>,
     /// The dtype the cluster's workers must hold their weights in. None: whatever they hold.
     pub dtype: Option<Dtype>,
     /// The model the cluster must hold, by name. None: whatever it holds.
     pub model: Option<String>,
     /// Whether guidance's two predictions are computed by different ranks.
     pub cfg_split: CfgSplit,
+    /// How tall workers' bands are.
+    pub bands: Bands,
     /// How many workers render it. None: all that are there when it starts.
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.
@@ -215,6 +252,8 @@ pub struct JobSpec {
     pub mode: Mode,
     /// The variance group norms divide by.
     pub gn_variance: GnVariance,
+    /// The type in which keys and values cross between workers.
+    pub wire: Wire,
 }
 
 /// What a worker has loaded: all that the coordinator needs to know of a model.

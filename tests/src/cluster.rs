@@ -76,6 +76,7 @@ pub fn options(spec: &JobSpec) -> Vec<String> {
         format!("--parallelism={}", spec.parallelism),
         format!("--mode={}", spec.mode),
         format!("--gn-variance={}", spec.gn_variance),
+        format!("--wire={}", spec.wire),
     ];
     options.extend(spec.negative.iter().map(|negative| format!("--negative={negative}")));
     options

@@ -1,6 +1,6 @@
 //! The golden cases: what stock diffusers and the public DistriFusion code computed.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler};
+use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler, Wire};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -155,6 +155,7 @@ impl Case {
             parallelism: self.our_parallelism(),
             mode: self.our_mode(),
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
+            wire: Wire::F32,
         }
     }
 

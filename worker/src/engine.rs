@@ -3,6 +3,7 @@
 //! The thread never touches the async runtime: it takes runs from a channel, exchanges with its
 //! peers through links, and says what happened through another channel.
 
+mod calibration;
 pub mod guidance;
 pub mod run;
 
@@ -72,6 +73,7 @@ pub enum EngineError {
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     isa: Isa,
+    speed: u64,
     runs: mpsc::Sender<Run>,
 }
 
@@ -91,6 +93,7 @@ impl Engine {
             .map_err(|error| refused(error.to_string()))?;
         let files = options.model.clone().map_or(ModelFiles::Builtin, ModelFiles::Folder);
         let checkpoint = Arc::new(pool.install(|| Checkpoint::load(&files, options.dtype))?);
+        let speed = pool.install(|| calibration::speed(&checkpoint))?;
         let (runs, queue) = mpsc::channel::<Run>();
         let model = Arc::clone(&checkpoint);
         std::thread::Builder::new()
@@ -101,7 +104,7 @@ impl Engine {
                 }
             })
             .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { checkpoint, isa, runs })
+        Ok(Self { checkpoint, isa, speed, runs })
     }
 
     /// What others need to know of the model.
@@ -126,6 +129,12 @@ impl Engine {
     #[must_use]
     pub fn kernels(&self) -> String {
         self.isa.to_string()
+    }
+
+    /// Latent pixels a second of one prediction, as measured after loading.
+    #[must_use]
+    pub fn speed(&self) -> u64 {
+        self.speed
     }
 
     /// Queues a run to the compute thread.

@@ -20,6 +20,7 @@ pub mod mesh;
 pub mod naive;
 pub mod rows;
 pub mod synchronous;
+mod wire;
 
 pub use displaced::Displaced;
 pub use mesh::{Mesh, Spent};

@@ -109,6 +109,8 @@ struct Active {
     job: JobId,
     client: u64,
     run: RunState,
+    /// Why the work is shared as it is.
+    reason: String,
     /// A fault that another may explain better, and when it stands by itself.
     suspected: Option<(Fault, Duration)>,
 }
@@ -191,7 +193,7 @@ impl Supervisor {
         tracing::info!("{job} starts on {} workers: {reason}", plan.world_size());
         let spec = Box::new(plan.spec.clone());
         let (geometry, bands) = (plan.geometry, bands(&plan));
-        let started = Event::Started { spec, model, geometry, bands, reason };
+        let started = Event::Started { spec, model, geometry, bands, reason: reason.clone() };
         self.tell(job, started, Bytes::new());
         if left_out > 0 && waiting.request.workers.is_none() {
             let text = format!(
@@ -206,7 +208,7 @@ impl Supervisor {
             self.order(member.worker, ToWorker::Start { plan: Box::new(plan.clone()), rank });
         }
         let run = RunState::new(plan, waiting.request.stream_latents, self.now());
-        self.active = Some(Active { job, client: waiting.client, run, suspected: None });
+        self.active = Some(Active { job, client: waiting.client, run, reason, suspected: None });
     }
 
     /// Tells every waiting job where it stands, if that changed.
@@ -286,7 +288,9 @@ impl Supervisor {
         self.tell(job, event, payload);
         if finished {
             tracing::info!("{job} is finished");
-            self.active = None;
+            if let Some(active) = self.active.take() {
+                self.registry.observe_speeds(&active.run.speeds());
+            }
             self.clients.remove(&job);
             self.start_next();
         }
@@ -332,11 +336,15 @@ impl Supervisor {
             id: active.job,
             prompt: shown(&active.run.plan().spec.prompt),
             progress: Some(active.run.progress().unwrap_or_default()),
+            bands: bands(active.run.plan()),
+            reason: active.reason.clone(),
         });
         let waiting = self.queue.iter().map(|waiting| JobView {
             id: waiting.job,
             prompt: shown(&waiting.request.prompt),
             progress: None,
+            bands: Vec::new(),
+            reason: String::new(),
         });
         active.chain(waiting).collect()
     }

@@ -1,6 +1,8 @@
 //! The options that say what to render.
 
-use protocol::job::{CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler};
+use protocol::job::{
+    Bands, CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Wire,
+};
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -48,6 +50,14 @@ pub(super) struct RequestArgs {
     /// the workers are even in number), on or off. Exact: it changes no mode's result.
     #[arg(long, value_name = "WHEN", default_value_t = CfgSplit::Auto)]
     cfg_split: CfgSplit,
+    /// The type in which attention's keys and values cross between workers, nine tenths of all bytes:
+    /// f32, f16 or bf16 [default: f32, the type they are computed in].
+    #[arg(long, value_name = "TYPE")]
+    wire: Option<Wire>,
+    /// How tall workers' bands are: auto (as their workers were measured to be fast) or even [default:
+    /// auto on a cluster, even with --local].
+    #[arg(long, value_name = "KIND")]
+    bands: Option<Bands>,
     /// The type weights are held in: auto, f32, f16 or bf16. On a cluster: the type its workers
     /// must hold them in.
     #[arg(long, value_name = "TYPE")]
@@ -64,6 +74,8 @@ pub(super) struct RequestArgs {
 impl RequestArgs {
     /// The request; `local` workers hold whatever model they are started with.
     pub(super) fn request(&self, local: Option<u16>, stream_latents: bool) -> JobRequest {
+        // Local workers are alike: what tells them apart is noise.
+        let bands = local.map_or(Bands::Auto, |_| Bands::Even);
         let named = self.model.as_ref().filter(|_| local.is_none());
         JobRequest {
             prompt: self.prompt.clone(),
@@ -78,7 +90,9 @@ impl RequestArgs {
             parallelism: self.parallelism,
             mode: self.mode,
             gn_variance: self.gn_variance,
+            wire: self.wire,
             cfg_split: self.cfg_split,
+            bands: self.bands.unwrap_or(bands),
             dtype: self.dtype.filter(|_| local.is_none()),
             model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
             workers: local.or(self.workers),

@@ -3,6 +3,7 @@
 use super::{ADDRESS_DEFAULT, human_bytes};
 use crate::client::Client;
 use protocol::message::{ClusterView, JobView, WorkerView};
+use protocol::plan::Branch;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -48,8 +49,9 @@ fn describe(address: &str, view: &ClusterView) -> String {
         ),
     };
     if !view.workers.is_empty() {
-        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS   MEMORY      DOES\n";
-        view.workers.iter().for_each(|worker| text += &worker_row(worker));
+        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS   MEMORY      SPEED  DOES\n";
+        let fastest = view.workers.iter().map(|worker| worker.speed).max().unwrap_or(0).max(1);
+        view.workers.iter().for_each(|worker| text += &worker_row(worker, fastest));
     }
     if !view.jobs.is_empty() {
         text += "\nJOB         PROGRESS    PROMPT\n";
@@ -58,17 +60,19 @@ fn describe(address: &str, view: &ClusterView) -> String {
     text
 }
 
-fn worker_row(worker: &WorkerView) -> String {
+#[expect(clippy::cast_precision_loss, reason = "speeds are far below 2^52 pixels a second")]
+fn worker_row(worker: &WorkerView, fastest: u64) -> String {
     let does =
         worker.busy.map_or_else(|| "idle".to_owned(), |(job, rank)| format!("{job}, {rank}"));
     format!(
-        "{:<11} {:<21} {:<22} {:<8} {:<9} {:<11} {does}\n",
+        "{:<11} {:<21} {:<22} {:<8} {:<9} {:<11} {:<6.2} {does}\n",
         worker.id.to_string(),
         worker.name,
         worker.address.to_string(),
         worker.threads,
         worker.kernels,
-        human_bytes(worker.resident_bytes)
+        human_bytes(worker.resident_bytes),
+        worker.speed as f64 / fastest as f64
     )
 }
 
@@ -78,5 +82,21 @@ fn job_row(job: &JobView) -> String {
         Some((_, 0)) => "starting".to_owned(),
         Some((done, calls)) => format!("{done}/{calls}"),
     };
-    format!("{:<11} {progress:<11} {}\n", job.id.to_string(), job.prompt)
+    let mut text = format!("{:<11} {progress:<11} {}\n", job.id.to_string(), job.prompt);
+    if !job.reason.is_empty() {
+        text += &format!("            plan: {}\n", job.reason);
+    }
+    for band in &job.bands {
+        let branch = match band.branch {
+            Branch::Whole => "",
+            Branch::Negative => ", negative prompt",
+            Branch::Prompt => ", prompt",
+        };
+        let last = band.top + band.rows - 1;
+        text += &format!(
+            "            rank {}: rows {}-{last}{branch}, {}\n",
+            band.rank, band.top, band.worker
+        );
+    }
+    text
 }

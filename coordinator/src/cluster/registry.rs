@@ -22,6 +22,7 @@ struct Member {
     join: Join,
     address: SocketAddr,
     resident_bytes: u64,
+    speed: u64,
     busy: Option<(RunId, Rank)>,
 }
 
@@ -44,8 +45,8 @@ impl Registry {
         if address.ip().is_unspecified() {
             address.set_ip(peer);
         }
-        let resident_bytes = join.resident_bytes;
-        self.members.insert(worker, Member { join, address, resident_bytes, busy: None });
+        let (resident_bytes, speed) = (join.resident_bytes, join.speed);
+        self.members.insert(worker, Member { join, address, resident_bytes, speed, busy: None });
         Ok(worker)
     }
 
@@ -80,6 +81,7 @@ impl Registry {
             worker: *worker,
             name: member.join.name.clone(),
             address: member.address,
+            speed: member.speed,
         })
         .collect()
     }
@@ -112,6 +114,22 @@ impl Registry {
         }
     }
 
+    /// What the workers of a job were seen to compute a second. Only their ratios count: a job's pixels
+    /// cost more or less than those measured at join.
+    pub fn observe_speeds(&mut self, seen: &[(WorkerId, u64)]) {
+        let known = |worker: &WorkerId| self.members.get(worker).map_or(0, |member| member.speed);
+        let before: u64 = seen.iter().map(|(worker, _)| known(worker)).sum();
+        let after: u64 = seen.iter().map(|(_, speed)| *speed).sum();
+        for (worker, speed) in seen {
+            if let Some(member) = self.members.get_mut(worker) {
+                let scaled = u128::from(*speed) * u128::from(before) / u128::from(after.max(1));
+                // Half of it is new: a slow job corrects the next plan, a disturbed one not wholly.
+                let scaled = u64::try_from(scaled).unwrap_or(u64::MAX);
+                member.speed = member.speed / 2 + scaled / 2;
+            }
+        }
+    }
+
     /// `worker` said how much memory it uses.
     pub fn resident(&mut self, worker: WorkerId, bytes: u64) {
         if let Some(member) = self.members.get_mut(&worker) {
@@ -129,6 +147,7 @@ impl Registry {
             threads: member.join.threads,
             kernels: member.join.kernels.clone(),
             resident_bytes: member.resident_bytes,
+            speed: member.speed,
             busy: member.busy.map(|(run, rank)| (run.job, rank)),
         };
         self.members.iter().map(view).collect()
@@ -168,7 +187,17 @@ mod tests {
             threads: 1,
             kernels: "portable".to_owned(),
             resident_bytes: 1,
+            speed: 1000,
         }
+    }
+
+    #[test]
+    fn ratios_seen_in_a_job_correct_the_speeds_measured_at_join() {
+        let mut registry = Registry::default();
+        let [one, two] = ["a", "b"].map(|name| registry.admit(join(name), PEER).unwrap());
+        registry.observe_speeds(&[(one, 10), (two, 30)]);
+        let speeds: Vec<u64> = registry.views().iter().map(|view| view.speed).collect();
+        assert_eq!(speeds, [750, 1250]);
     }
 
     #[test]

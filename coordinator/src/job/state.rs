@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use protocol::message::{Event, Phase, ToCoordinator, WaitView};
 use protocol::plan::Plan;
-use protocol::{Fault, FaultKind, Rank};
+use protocol::{Fault, FaultKind, Rank, WorkerId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -33,6 +33,9 @@ struct RankState {
     pixels: Option<Bytes>,
     waited_us: u64,
     posted_bytes: u64,
+    /// In calls after the first, which also warms caches up: time not spent waiting.
+    computed_us: u64,
+    calls: u32,
 }
 
 /// One rank's report of one model call.
@@ -70,6 +73,25 @@ impl RunState {
         &self.plan
     }
 
+    /// Latent pixels a second of one prediction that each worker was seen to compute; none until all
+    /// ranks did two calls.
+    #[must_use]
+    pub fn speeds(&self) -> Vec<(WorkerId, u64)> {
+        let columns = u64::from(self.plan.geometry.columns);
+        let seen = self.plan.ranks().zip(&self.plan.members).zip(&self.ranks);
+        let seen = seen.map(|((rank, member), state)| {
+            let pixels = columns * u64::from(member.band.rows * self.plan.batch(rank));
+            let speed = pixels * u64::from(state.calls) * 1_000_000;
+            Some((member.worker, speed.checked_div(state.computed_us)?))
+        });
+        // Strips of naive plans are not their ranks' bands.
+        if self.plan.is_naive() {
+            Vec::new()
+        } else {
+            seen.collect::<Option<_>>().unwrap_or_default()
+        }
+    }
+
     /// Model calls that all ranks have done, and all there are; None before the first.
     #[must_use]
     pub fn progress(&self) -> Option<(u32, u32)> {
@@ -100,6 +122,10 @@ impl RunState {
                 self.calls = calls;
                 self.ranks[rank.index()].waited_us += waited_us;
                 self.ranks[rank.index()].posted_bytes += posted_bytes;
+                if call > 0 {
+                    self.ranks[rank.index()].computed_us += took_us.saturating_sub(waited_us);
+                    self.ranks[rank.index()].calls += 1;
+                }
                 let step = Step { rank, took_us, waited_us, latent: payload };
                 self.stepped(call, step)
             }

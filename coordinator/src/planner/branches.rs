@@ -1,22 +1,50 @@
 //! Whether guidance's two predictions are computed by the same ranks or by two branches of them.
 
+use super::bands::{GAIN_MIN, slowest, split_by_speed};
 use protocol::job::CfgSplit;
-use protocol::plan::{Branch, RANKS_MAX};
+use protocol::plan::{Band, BandError, Branch, RANKS_MAX};
 
-/// How many ranks compute what.
+/// The image's rows, and the workers that are to share it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Work<'a> {
+    /// Latent rows.
+    pub(super) rows: u32,
+    /// Bands start at multiples of this.
+    pub(super) unit: u32,
+    /// Whether there are two predictions to compute.
+    pub(super) guided: bool,
+    /// Each worker's speed.
+    pub(super) speeds: &'a [u64],
+}
+
+/// Who computes what, in rank order, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sharing {
-    /// The branches, in rank order.
-    pub(super) parts: Vec<Part>,
-    /// Why it is this one.
+    pub(super) shares: Vec<Share>,
     pub(super) reason: String,
 }
 
-/// The ranks of one branch.
+/// One worker's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct Share {
+    /// Its place among the speeds.
+    pub(super) worker: usize,
     pub(super) branch: Branch,
-    pub(super) ranks: usize,
+    pub(super) band: Band,
+}
+
+/// Why work cannot be shared as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ShareError {
+    #[error(transparent)]
+    Rows(#[from] BandError),
+    #[error(
+        "--cfg-split on needs a guidance scale above 1: without guidance there is one prediction \
+         only"
+    )]
+    NotGuided,
+    #[error("--cfg-split on needs two workers or more; there is one")]
+    OneWorker,
 }
 
 /// The most ranks that can have a part in an image of `units` row units.
@@ -25,86 +53,155 @@ pub(super) fn ranks_max(units: usize, guided: bool, wish: CfgSplit) -> usize {
     units.saturating_mul(branches).min(RANKS_MAX)
 }
 
-/// How `ranks` ranks share an image of `units` row units.
+/// How the workers share the work.
 ///
-/// Two branches exchange nothing but predictions, and each rank's bands are twice as tall as those
-/// of one: as fast to compute, fewer bytes. An odd rank more breaks the balance: the smaller branch
-/// decides, and so one branch of all ranks is faster as long as there are rows for all.
-pub(super) fn share(
-    ranks: usize,
-    units: usize,
-    guided: bool,
-    wish: CfgSplit,
-) -> Result<Sharing, String> {
-    let whole = |reason: String| Sharing { parts: vec![part(Branch::Whole, ranks)], reason };
+/// Two branches exchange nothing but predictions, less than half of the bytes that cross within one
+/// branch of all ranks, and are as fast to compute if they are in balance. So they are preferred
+/// unless one branch computes faster by [`GAIN_MIN`], as it does with three equal workers.
+pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareError> {
+    let because = |(shares, _): Shared, reason: String| Ok(Sharing { shares, reason });
     match wish {
-        CfgSplit::On if !guided => Err("--cfg-split on needs a guidance scale above 1: without \
-             guidance there is one prediction only"
-            .to_owned()),
-        CfgSplit::On if ranks < 2 => {
-            Err("--cfg-split on needs two workers or more; there is one".to_owned())
+        CfgSplit::On if !work.guided => return Err(ShareError::NotGuided),
+        CfgSplit::On if work.speeds.len() < 2 => return Err(ShareError::OneWorker),
+        CfgSplit::On => return because(split(work)?, "--cfg-split on was asked for".to_owned()),
+        CfgSplit::Off => return because(flat(work)?, "--cfg-split off was asked for".to_owned()),
+        CfgSplit::Auto => {}
+    }
+    if work.speeds.len() < 2 {
+        return because(flat(work)?, "one worker renders it alone".to_owned());
+    }
+    if !work.guided {
+        return because(flat(work)?, "without guidance there is one prediction".to_owned());
+    }
+    let (one, two) = match (flat(work), split(work)) {
+        (Ok(one), Ok(two)) => (one, two),
+        (one, Err(_)) => return because(one?, "two branches have too few rows".to_owned()),
+        (Err(_), Ok(two)) => {
+            return because(two, "one branch has too few rows for all workers".to_owned());
         }
-        CfgSplit::Auto if !guided => {
-            Ok(whole("without guidance there is one prediction to share".to_owned()))
-        }
-        CfgSplit::Auto if ranks < 2 => Ok(whole("one worker renders it alone".to_owned())),
-        CfgSplit::Off => Ok(whole("--cfg-split off was asked for".to_owned())),
-        CfgSplit::Auto if ranks % 2 == 1 && ranks <= units => Ok(whole(format!(
-            "{ranks} workers are odd: as two branches the smaller would take {:.2} times as long \
-             as {ranks} bands of both predictions do",
-            relative(ranks)
-        ))),
-        CfgSplit::On => Ok(split(ranks, "--cfg-split on was asked for".to_owned())),
-        CfgSplit::Auto => {
-            Ok(split(ranks, "only predictions cross between the two branches".to_owned()))
-        }
+    };
+    let ratio = two.1 / one.1;
+    if ratio > GAIN_MIN {
+        let reason = format!(
+            "every worker computes both predictions: two branches would take {ratio:.2} times as \
+             long to compute, for {} workers cannot be halved evenly",
+            work.speeds.len()
+        );
+        return because(one, reason);
+    }
+    let reason = format!(
+        "two branches, one for each prediction, take {ratio:.2} times as long to compute as one \
+         and exchange less than half of the bytes"
+    );
+    because(two, reason)
+}
+
+/// Shares, and when the last is done (for comparison with each other only).
+type Shared = (Vec<Share>, f64);
+
+/// All workers in one branch.
+fn flat(work: Work<'_>) -> Result<Shared, BandError> {
+    let all: Vec<usize> = (0..work.speeds.len()).collect();
+    let (shares, done) = branch(work, Branch::Whole, &all)?;
+    Ok((shares, if work.guided { 2.0 * done } else { done }))
+}
+
+/// The workers in two branches: the first half and the rest, so that workers that joined together
+/// stay together; or balanced by speed where that is faster by [`GAIN_MIN`].
+fn split(work: Work<'_>) -> Result<Shared, BandError> {
+    let all: Vec<usize> = (0..work.speeds.len()).collect();
+    let (first, rest) = all.split_at(all.len() / 2);
+    let halves = branches(work, first, rest);
+    let [light, heavy] = balanced(work.speeds);
+    match (halves, branches(work, &light, &heavy)) {
+        (Ok(halves), Ok(balanced)) if halves.1 / balanced.1 < GAIN_MIN => Ok(halves),
+        (_, Ok(balanced)) => Ok(balanced),
+        (halves, Err(_)) => halves,
     }
 }
 
-fn part(branch: Branch, ranks: usize) -> Part {
-    Part { branch, ranks }
+fn branches(work: Work<'_>, negative: &[usize], prompt: &[usize]) -> Result<Shared, BandError> {
+    let (mut shares, done) = branch(work, Branch::Negative, negative)?;
+    let (others, later) = branch(work, Branch::Prompt, prompt)?;
+    shares.extend(others);
+    Ok((shares, done.max(later)))
 }
 
-fn split(ranks: usize, reason: String) -> Sharing {
-    let fewer = ranks / 2;
-    let parts = vec![part(Branch::Negative, fewer), part(Branch::Prompt, ranks - fewer)];
-    Sharing { parts, reason }
+fn branch(work: Work<'_>, branch: Branch, workers: &[usize]) -> Result<Shared, BandError> {
+    let speeds: Vec<u64> = workers.iter().map(|worker| work.speeds[*worker]).collect();
+    let bands = split_by_speed(work.rows, work.unit, &speeds)?;
+    let done = slowest(&bands, &speeds);
+    let shares = workers.iter().zip(bands);
+    let shares = shares.map(|(worker, band)| Share { worker: *worker, branch, band });
+    Ok((shares.collect(), done))
 }
 
-/// Time of two branches over that of one, computing alone: 1 / (n / 2), rounded down, over 2 / n.
-#[expect(clippy::cast_precision_loss, reason = "there are at most 64 ranks")]
-fn relative(ranks: usize) -> f64 {
-    ranks as f64 / (2 * (ranks / 2)) as f64
+/// The workers in two groups of about the same speed: the fastest first, each to the slower group.
+fn balanced(speeds: &[u64]) -> [Vec<usize>; 2] {
+    let mut fastest_first: Vec<usize> = (0..speeds.len()).collect();
+    fastest_first.sort_by_key(|worker| std::cmp::Reverse(speeds[*worker]));
+    let mut groups = [(0, Vec::new()), (0, Vec::new())];
+    for worker in fastest_first {
+        let slower = usize::from(groups[1].0 < groups[0].0);
+        groups[slower].0 += speeds[worker];
+        groups[slower].1.push(worker);
+    }
+    groups.map(|(_, mut workers)| {
+        workers.sort_unstable();
+        workers
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sizes(ranks: usize, units: usize, guided: bool, wish: CfgSplit) -> Vec<usize> {
-        let sharing = share(ranks, units, guided, wish).unwrap();
-        sharing.parts.iter().map(|part| part.ranks).collect()
+    fn parts(speeds: &[u64], units: u32, guided: bool, wish: CfgSplit) -> Vec<(Branch, u32)> {
+        let work = Work { rows: 4 * units, unit: 4, guided, speeds };
+        let sharing = share(work, wish).unwrap();
+        sharing.shares.iter().map(|share| (share.branch, share.band.rows / 4)).collect()
+    }
+
+    const NEGATIVE: Branch = Branch::Negative;
+    const PROMPT: Branch = Branch::Prompt;
+    const WHOLE: Branch = Branch::Whole;
+
+    #[test]
+    fn even_numbers_of_equal_workers_split() {
+        let auto = |count| parts(&vec![100; count], 8, true, CfgSplit::Auto);
+        assert_eq!(auto(1), [(WHOLE, 8)]);
+        assert_eq!(auto(2), [(NEGATIVE, 8), (PROMPT, 8)]);
+        assert_eq!(auto(4), [(NEGATIVE, 4), (NEGATIVE, 4), (PROMPT, 4), (PROMPT, 4)]);
+        assert_eq!(parts(&[100; 2], 8, false, CfgSplit::Auto), [(WHOLE, 4), (WHOLE, 4)]);
+        assert_eq!(parts(&[100; 2], 8, true, CfgSplit::Off), [(WHOLE, 4), (WHOLE, 4)]);
     }
 
     #[test]
-    fn even_ranks_split_and_odd_ones_do_not() {
-        assert_eq!(sizes(1, 8, true, CfgSplit::Auto), [1]);
-        assert_eq!(sizes(2, 8, true, CfgSplit::Auto), [1, 1]);
-        assert_eq!(sizes(3, 8, true, CfgSplit::Auto), [3]);
-        assert_eq!(sizes(4, 8, true, CfgSplit::Auto), [2, 2]);
-        assert_eq!(sizes(4, 8, false, CfgSplit::Auto), [4]);
-        assert_eq!(sizes(4, 8, true, CfgSplit::Off), [4]);
-        assert_eq!(sizes(5, 8, true, CfgSplit::On), [2, 3]);
+    fn odd_numbers_do_not_unless_rows_are_too_coarse_for_all() {
+        let auto = |count, units| parts(&vec![100; count], units, true, CfgSplit::Auto);
+        assert_eq!(auto(3, 9), [(WHOLE, 3), (WHOLE, 3), (WHOLE, 3)]);
+        // Two units on three workers: one of them would have both units of one prediction anyway.
+        assert!(auto(3, 2).iter().all(|(branch, _)| *branch != WHOLE));
+        // One branch of five would have two units on three of them, as two branches of four do.
+        assert_eq!(auto(5, 4).len(), 5);
     }
 
     #[test]
-    fn odd_ranks_split_where_there_are_too_few_rows_for_all() {
-        assert_eq!(sizes(5, 4, true, CfgSplit::Auto), [2, 3]);
+    fn a_slow_worker_gets_a_small_band_in_the_branch_that_balances_it() {
+        let shares = parts(&[100, 100, 50, 50], 12, true, CfgSplit::Auto);
+        assert_eq!(shares, [(NEGATIVE, 8), (NEGATIVE, 4), (PROMPT, 8), (PROMPT, 4)]);
+        // Two slow ones and a fast one are two even branches, odd as they are.
+        let shares = parts(&[50, 100, 50], 12, true, CfgSplit::Auto);
+        assert_eq!(shares, [(NEGATIVE, 12), (PROMPT, 6), (PROMPT, 6)]);
     }
 
     #[test]
     fn what_cannot_be_split_is_refused() {
-        assert!(share(2, 8, false, CfgSplit::On).unwrap_err().contains("guidance"));
-        assert!(share(1, 8, true, CfgSplit::On).unwrap_err().contains("two workers"));
+        let refused = |count, guided| {
+            let work = Work { rows: 32, unit: 4, guided, speeds: &vec![1; count] };
+            share(work, CfgSplit::On).unwrap_err()
+        };
+        assert_eq!(refused(2, false), ShareError::NotGuided);
+        assert_eq!(refused(1, true), ShareError::OneWorker);
     }
 }

@@ -43,6 +43,8 @@ pub struct Join {
     pub kernels: String,
     /// Resident memory after loading, in bytes.
     pub resident_bytes: u64,
+    /// Latent pixels a second of one prediction, as measured after loading.
+    pub speed: u64,
 }
 
 /// The coordinator's answer to [`Hello`].
@@ -309,6 +311,8 @@ pub struct WorkerView {
     pub kernels: String,
     /// Resident memory, in bytes, as last reported.
     pub resident_bytes: u64,
+    /// Latent pixels a second of one prediction: measured when it joined, corrected by each job.
+    pub speed: u64,
     /// The job and rank it renders.
     pub busy: Option<(JobId, Rank)>,
 }
@@ -322,4 +326,8 @@ pub struct JobView {
     pub prompt: String,
     /// Model calls done and in all; None while it is queued.
     pub progress: Option<(u32, u32)>,
+    /// Who renders which rows; none while it is queued.
+    pub bands: Vec<BandView>,
+    /// Why the work is shared this way; empty while it is queued.
+    pub reason: String,
 }

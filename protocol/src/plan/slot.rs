@@ -5,11 +5,9 @@
 
 use super::{Axis, Band, Plan};
 use crate::id::{Rank, Site, Slot};
+use crate::job::Wire;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// Bytes of one value on the wire: f32.
-const VALUE_BYTES: usize = 4;
 
 /// What a layer asks for that its own rows cannot answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -64,6 +62,14 @@ pub struct SiteSpec {
 }
 
 impl SiteSpec {
+    /// The type its values cross in, in a job that chose `wire`: what is large may be rounded, what is
+    /// small or feeds the sampler or the decoder is not.
+    #[must_use]
+    pub fn wire(&self, wire: Wire) -> Wire {
+        let large = self.ask == Ask::Gather && self.stage == Stage::Denoise;
+        if large { wire } else { Wire::F32 }
+    }
+
     /// `latent` rows or columns at this site's resolution.
     #[must_use]
     pub fn scaled(&self, latent: u32) -> u32 {
@@ -101,7 +107,7 @@ impl SlotTable {
             let Ok(number) = u16::try_from(number) else { break };
             let site = Site(number);
             let slot = |from, to| {
-                let bytes = values(plan, spec, from, to)? * VALUE_BYTES;
+                let bytes = values(plan, spec, from, to)? * spec.wire(plan.spec.wire).bytes();
                 Some(SlotSpec { slot: Slot { from, site }, to, bytes })
             };
             for peer in plan.ranks().filter(|peer| *peer != rank) {

@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::job::{
-    CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Scheduler,
+    Bands, CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
+    Scheduler, Wire,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
@@ -80,6 +81,7 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 },
                 mode,
                 gn_variance,
+                wire: Wire::Bf16,
             }
         },
     )
@@ -101,7 +103,9 @@ fn request() -> impl Strategy<Value = JobRequest> {
             parallelism: spec.parallelism,
             mode: given.then_some(spec.mode),
             gn_variance: spec.gn_variance,
+            wire: given.then_some(spec.wire),
             cfg_split: if given { CfgSplit::On } else { CfgSplit::Auto },
+            bands: if given { Bands::Even } else { Bands::Auto },
             dtype,
             model,
             workers,
@@ -170,7 +174,15 @@ pub(crate) fn hello() -> impl Strategy<Value = Hello> {
     let numbers = any::<(u16, u64)>();
     let join = (text(), address(), card(), numbers, text()).prop_map(
         |(name, listen, model, (threads, resident_bytes), kernels)| {
-            Role::Worker(Box::new(Join { name, listen, model, threads, kernels, resident_bytes }))
+            Role::Worker(Box::new(Join {
+                name,
+                listen,
+                model,
+                threads,
+                kernels,
+                resident_bytes,
+                speed: 7,
+            }))
         },
     );
     let role = prop_oneof![Just(Role::Client), join];
@@ -274,11 +286,19 @@ fn cluster() -> impl Strategy<Value = ClusterView> {
             address,
             threads,
             resident_bytes,
+            speed: resident_bytes / 2,
             busy,
         },
     );
-    let job = (any::<u64>(), text(), option::of(any::<(u32, u32)>()))
-        .prop_map(|(id, prompt, progress)| JobView { id: JobId(id), prompt, progress });
+    let job = (any::<u64>(), text(), option::of(any::<(u32, u32)>())).prop_map(
+        |(id, prompt, progress)| JobView {
+            id: JobId(id),
+            reason: prompt.clone(),
+            prompt,
+            progress,
+            bands: Vec::new(),
+        },
+    );
     (text(), any::<u64>(), option::of(card()), vec(worker, 0..4), vec(job, 0..4)).prop_map(
         |(release, up_seconds, model, workers, jobs)| ClusterView {
             release,

@@ -1,7 +1,7 @@
 //! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
 
 use protocol::Call;
-use protocol::job::{Dtype, GnVariance, JobSpec, Mode};
+use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Wire};
 use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
@@ -179,6 +179,23 @@ fn s5_fifty_orders_of_arrival_give_one_hash() {
     for seed in 1..=50 {
         let late = render(&checkpoint, &plan, links(&checkpoint, &plan, Some(seed))).unwrap();
         assert_eq!(hash(&late), prompt, "seed {seed}");
+    }
+}
+
+/// Keys and values alone are rounded: half the bytes, and an error of their precision, not of a call's
+/// staleness.
+#[test]
+fn keys_and_values_in_half_precision_are_close() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let latent = |wire| {
+        let spec = JobSpec { wire, ..spec("sdxl-ddim", Mode::Corrected, 0) };
+        run(&checkpoint, &plan(&checkpoint, &spec, 4)).latents.swap_remove(0)
+    };
+    let exact = latent(Wire::F32);
+    for (wire, least, most) in [(Wire::F16, 1e-9, 1e-4), (Wire::Bf16, 1e-8, 1e-3)] {
+        let error = relative_l2(&latent(wire), &exact);
+        println!("{wire}: {error:.2e}");
+        assert!((least..most).contains(&error), "{wire} is off by {error:.2e}");
     }
 }
 

@@ -67,6 +67,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         threads,
         kernels: engine.kernels(),
         resident_bytes: resident_bytes(),
+        speed: engine.speed(),
     };
     let card = &about.model;
     tracing::info!("loaded {} ({} MiB as {})", card.name, card.weight_bytes >> 20, card.dtype);

@@ -1,12 +1,13 @@
 //! One rank's place among the others of a run: its links, what landed, what it waited.
 
 use super::arena::Arena;
+use super::wire;
 use crate::model::Result;
 use crate::model::exchange::Moments;
 use crate::model::nn::tensor;
 use bytes::Bytes;
 use candle_core::Tensor;
-use protocol::job::GnVariance;
+use protocol::job::{GnVariance, Wire};
 use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
 use protocol::transport::{Link, Links};
 use protocol::{Call, Fault, FaultKind, Rank, Site, Slot};
@@ -24,6 +25,7 @@ pub struct Mesh {
     branch: Group,
     decoders: Group,
     sites: Vec<(Ask, Stage)>,
+    wires: Vec<Wire>,
     gn_variance: GnVariance,
     peers: Vec<Peer>,
     arena: Arena,
@@ -132,6 +134,7 @@ impl Mesh {
             branch: Group::new(branch, rank),
             decoders: Group::new(decoders, rank),
             sites: sites.iter().map(|site| (site.ask, site.stage)).collect(),
+            wires: sites.iter().map(|site| site.wire(plan.spec.wire)).collect(),
             gn_variance: plan.spec.gn_variance,
             arena: Arena::new(peers.len(), sites.len()),
             peers,
@@ -204,7 +207,17 @@ impl Mesh {
         call: Call,
         values: &[f32],
     ) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
+        self.post_bytes(peer, site, call, &wire::encode(self.wire(site), site, values)?)
+    }
+
+    /// Sends `values` to every rank that answers the layer at `site`.
+    pub(super) fn post_all(&mut self, site: Site, call: Call, values: &[f32]) -> Result<()> {
+        let bytes = wire::encode(self.wire(site), site, values)?;
+        let peers = self.group(site).peers();
+        peers.into_iter().try_for_each(|peer| self.post_bytes(peer, site, call, &bytes))
+    }
+
+    fn post_bytes(&mut self, peer: Rank, site: Site, call: Call, bytes: &[u8]) -> Result<()> {
         let slot = Slot { from: self.rank, site };
         match &mut self.peers[peer.index()] {
             Peer::Linked(link) => link.post(slot, call, bytes).map_err(|e| Fault::from(&e))?,
@@ -213,6 +226,11 @@ impl Mesh {
         }
         self.spent.posted_bytes += bytes.len() as u64;
         Ok(())
+    }
+
+    /// The type in which values for `site` cross.
+    pub(super) fn wire(&self, site: Site) -> Wire {
+        self.wires.get(usize::from(site.0)).copied().unwrap_or(Wire::F32)
     }
 
     /// What `peer` computed for `site` in `call`, waited for.

@@ -1,6 +1,7 @@
 //! Every answer is of this call: peers' values are waited for.
 
 use super::mesh::{Mesh, rows_of};
+use super::wire::decode;
 use crate::kernels::Moment;
 use crate::model::Result;
 use crate::model::exchange::{Exchange, Halo, Moments};
@@ -83,10 +84,7 @@ pub(super) fn receive_edges(
 /// Sends the band's statistics to every rank: mean and squared deviations of each group.
 pub(super) fn post_moments(mesh: &mut Mesh, site: Site, call: Call, own: &Moments) -> Result<()> {
     let values: Vec<f32> = own.groups.iter().flat_map(|moment| [moment.mean, moment.m2]).collect();
-    for peer in mesh.group(site).peers() {
-        mesh.post(peer, site, call, &values)?;
-    }
-    Ok(())
+    mesh.post_all(site, call, &values)
 }
 
 /// The statistics of every band as of `call`, in rank order; the own ones are `own`.
@@ -143,10 +141,7 @@ pub(super) fn with_variance(variance: GnVariance, own: &Moments, mut whole: Mome
 /// Sends the band's tokens to every rank.
 pub(super) fn post_tokens(mesh: &mut Mesh, site: Site, call: Call, own: &Tensor) -> Result<()> {
     let values = view(own)?;
-    for peer in mesh.group(site).peers() {
-        mesh.post(peer, site, call, &values)?;
-    }
-    Ok(())
+    mesh.post_all(site, call, &values)
 }
 
 /// All tokens in rank order, the peers' as of `call`.
@@ -162,18 +157,20 @@ pub(super) fn receive_tokens(
     for peer in mesh.group(site).peers() {
         parts.push(mesh.receive(peer, site, call)?);
     }
-    let own_bytes: &[u8] = bytemuck::cast_slice(&values);
-    let mut bands: Vec<&[u8]> = parts.iter().map(|part| &part[..]).collect();
-    bands.insert(mesh.group(site).own(), own_bytes);
-    let total: usize = bands.iter().map(|band| band.len() / size_of::<f32>()).sum();
-    let mut out = vec![0.0_f32; total];
-    let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
+    let (wire, place) = (mesh.wire(site), mesh.group(site).own());
+    let value_bytes = wire.bytes();
+    let total = values.len() + parts.iter().map(|part| part.len() / value_bytes).sum::<usize>();
+    let mut out = Vec::with_capacity(total);
     for image in 0..batch {
-        for band in &bands {
-            let part = band.len() / batch;
-            let (head, tail) = rest.split_at_mut(part);
-            head.copy_from_slice(&band[image * part..(image + 1) * part]);
-            rest = tail;
+        let part_of = |len: usize| image * len / batch..(image + 1) * len / batch;
+        for (number, part) in parts.iter().enumerate() {
+            if number == place {
+                out.extend_from_slice(&values[part_of(values.len())]);
+            }
+            decode(wire, &part[part_of(part.len())], &mut out);
+        }
+        if place == parts.len() {
+            out.extend_from_slice(&values[part_of(values.len())]);
         }
     }
     tensor(out, (batch, total / batch / channels, channels))

@@ -4,9 +4,11 @@ use super::{files, within};
 use std::time::{Duration, Instant};
 use tests::cluster::{Cluster, Process, eventually, free_address, join, serve};
 
-const QUICK: [&str; 3] = ["red apple", "--steps", "3"];
+/// One branch, so that all workers exchange with each other.
+const QUICK: [&str; 7] = ["red apple", "--steps", "3", "--cfg-split", "off", "--mode", "corrected"];
 /// Minutes of work.
-const LONG: [&str; 6] = ["red apple", "--steps", "500", "--width", "512", "--json"];
+const LONG: [&str; 8] =
+    ["red apple", "--steps", "500", "--width", "512", "--cfg-split", "off", "--json"];
 
 fn assert_renders(cluster: &Cluster, workers: usize) {
     let folder = tempfile::tempdir().unwrap();
