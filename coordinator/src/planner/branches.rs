@@ -84,7 +84,7 @@ pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareErro
     if ratio > GAIN_MIN {
         let reason = format!(
             "every worker computes both predictions: two branches would take {ratio:.2} times as \
-             long to compute, for {} workers cannot be halved evenly",
+             long to compute, as these {} workers cannot be halved evenly",
             work.speeds.len()
         );
         return because(one, reason);

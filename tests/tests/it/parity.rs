@@ -71,7 +71,7 @@ fn s1_synchronous_ranks_equal_the_dense_run() {
         let checkpoint = checkpoint(model);
         let spec = spec(case, Mode::FullSync, 0);
         let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
-        for ranks in [2, 3, 4, 8].into_iter().filter(|ranks| *ranks <= most) {
+        for ranks in [2, 3, 4, 5, 8].into_iter().filter(|ranks| *ranks <= most) {
             let banded = run(&checkpoint, &plan(&checkpoint, &spec, ranks));
             assert_same(&format!("{model} on {ranks} ranks"), &banded, &dense);
         }
@@ -83,7 +83,7 @@ fn s1_holds_for_unequal_bands() {
     let checkpoint = checkpoint("tiny-sd15");
     let spec = spec("sd15-ddim", Mode::FullSync, 0);
     let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
-    for heights in [&[1, 7][..], &[5, 1, 2], &[2, 1, 1, 4]] {
+    for heights in [&[1, 7][..], &[5, 1, 2], &[2, 1, 1, 4], &[1, 3, 1, 2, 1]] {
         let even = plan(&checkpoint, &spec, heights.len());
         let banded = run(&checkpoint, &with_heights(even, heights));
         assert_same(&format!("bands of {heights:?} units"), &banded, &dense);
