@@ -199,7 +199,7 @@ pub fn place(
     let rows = side.min(geometry.rows);
     let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
     let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split)
-        .map_err(|error| invalid(format!("size {}x{}: {error}", spec.width, spec.height)))?;
+        .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
     reason += &explain_mode(&spec, rows, &shares, wish);
     reason += &explain_bands(&shares, &speeds);
     if naive {

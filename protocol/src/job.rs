@@ -256,6 +256,17 @@ pub struct JobSpec {
     pub wire: Wire,
 }
 
+impl JobSpec {
+    /// How the work is shared, in a word: the mode, or the baseline that has none.
+    #[must_use]
+    pub fn way(&self) -> &'static str {
+        match self.parallelism {
+            Parallelism::Patch => self.mode.name(),
+            baseline => baseline.name(),
+        }
+    }
+}
+
 /// What a worker has loaded: all that the coordinator needs to know of a model.
 ///
 /// Workers whose `name`, `digest` or `dtype` differ do not render together.

@@ -189,7 +189,7 @@ fn started(spec: &JobSpec, model: &str, bands: &[BandView], reason: &str) -> Str
         spec.guidance,
         spec.seed,
         bands.len(),
-        spec.mode
+        spec.way()
     )
 }
 

@@ -48,7 +48,7 @@ impl Parameters {
             spec.height,
             self.model,
             self.workers,
-            spec.mode,
+            spec.way(),
             spec.warmup,
             self.release
         )
