@@ -129,6 +129,34 @@ fn a_hanging_worker_is_noticed_within_its_lease_and_comes_back() {
     assert_renders(&cluster, 2);
 }
 
+/// Speeds are measured at join and corrected by a job; a running job's plan can be read.
+#[test]
+fn status_shows_speeds_and_who_renders_what_and_why() {
+    let cluster = Cluster::start(2);
+    let speeds = || -> Vec<u64> {
+        let workers = cluster.status()["workers"].as_array().unwrap().clone();
+        workers.iter().map(|worker| worker["speed"].as_u64().unwrap()).collect()
+    };
+    let measured = speeds();
+    assert!(measured.iter().all(|speed| *speed > 100), "{measured:?} pixels a second");
+    assert_renders(&cluster, 2);
+    assert_ne!(speeds(), measured, "a job corrects what was measured at join");
+
+    let folder = tempfile::tempdir().unwrap();
+    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
+    let job = &cluster.status()["jobs"][0];
+    let rows: Vec<u64> = job["bands"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|band| band["rows"].as_u64().unwrap())
+        .collect();
+    assert_eq!((rows.len(), rows.iter().sum()), (2, 256_u64), "{job}");
+    assert!(job["reason"].as_str().unwrap().contains("--cfg-split off"), "{job}");
+    submit.signal("INT");
+    submit.wait();
+}
+
 #[test]
 fn a_client_that_leaves_cancels_its_job() {
     let cluster = Cluster::start(2);
