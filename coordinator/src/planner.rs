@@ -183,10 +183,20 @@ pub fn place(
     };
     let units = usize::try_from(side / geometry.row_unit).unwrap_or(usize::MAX);
     let guided = spec.guidance > 1.0;
-    let ranks = wish.workers.map_or_else(
-        || branches::ranks_max(units, guided, wish.cfg_split).min(candidates.len()),
-        usize::from,
-    );
+    let most = branches::ranks_max(units, guided, wish.cfg_split);
+    let ranks = wish.workers.map_or_else(|| candidates.len().min(most), usize::from);
+    // Said at once: the workers that are missing could come, and have no part.
+    if ranks > most {
+        let cause = format!(
+            "{ranks} workers cannot share {}x{} pixels: at most {most} can, as bands are multiples of \
+             {} pixels{}",
+            spec.width,
+            spec.height,
+            geometry.row_unit * geometry.vae_factor,
+            if guided && most <= units { " (twice as many as two branches)" } else { "" }
+        );
+        return Err(invalid(cause));
+    }
     if candidates.len() < ranks.max(1) {
         let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
         return Err(Fault::new(FaultKind::NoWorkers, cause));
@@ -386,7 +396,11 @@ pub(crate) mod tests {
         let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off, ..ANY };
         let fault = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
-        assert!(fault.cause.contains("at most 4 workers"), "{fault}");
+        assert!(fault.cause.contains("5 workers") && fault.cause.contains("at most 4"), "{fault}");
+        let many = Wish { workers: Some(9), ..ANY };
+        let fault = place(run, spec.clone(), &card(), &candidates(1), many).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::InvalidRequest, "no use in waiting: {fault}");
+        assert!(fault.cause.contains("at most 8"), "{fault}");
         let wish = Wish { workers: None, ..wish };
         let plan = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap().plan;
         assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");

@@ -46,8 +46,8 @@ pub(super) struct RequestArgs {
     /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).
     #[arg(long, value_name = "KIND", default_value_t = GnVariance::Population)]
     gn_variance: GnVariance,
-    /// Whether different workers compute guidance's two predictions: auto (when guidance is on and
-    /// the workers are even in number), on or off. Exact: it changes no mode's result.
+    /// Whether different workers compute guidance's two predictions: auto (with guidance, unless one
+    /// branch of all workers computes faster, as with three equal ones), on or off.
     #[arg(long, value_name = "WHEN", default_value_t = CfgSplit::Auto)]
     cfg_split: CfgSplit,
     /// The type in which attention's keys and values cross between workers, nine tenths of all bytes:

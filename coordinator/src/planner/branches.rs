@@ -39,11 +39,6 @@ pub(super) enum ShareError {
     #[error(transparent)]
     Rows(#[from] BandError),
     #[error(
-        "{ranks} workers cannot share {rows} latent rows, even as two branches: a band needs at least \
-         {unit} of them, so at most {most} workers can render this size"
-    )]
-    TooFewRows { ranks: usize, rows: u32, unit: u32, most: usize },
-    #[error(
         "--cfg-split on needs a guidance scale above 1: without guidance there is one prediction \
          only"
     )]
@@ -80,13 +75,7 @@ pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareErro
     }
     let (one, two) = match (flat(work), split(work)) {
         (Ok(one), Ok(two)) => (one, two),
-        (Err(_), Err(_)) => {
-            let (rows, unit) = (work.rows, work.unit);
-            let units = usize::try_from(rows / unit).unwrap_or(usize::MAX);
-            let most = ranks_max(units, true, CfgSplit::Auto);
-            return Err(ShareError::TooFewRows { ranks: work.speeds.len(), rows, unit, most });
-        }
-        (Ok(one), Err(_)) => return because(one, "two branches have too few rows".to_owned()),
+        (one, Err(_)) => return because(one?, "two branches have too few rows".to_owned()),
         (Err(_), Ok(two)) => {
             return because(two, "one branch has too few rows for all workers".to_owned());
         }
@@ -214,8 +203,5 @@ mod tests {
         };
         assert_eq!(refused(2, false), ShareError::NotGuided);
         assert_eq!(refused(1, true), ShareError::OneWorker);
-        let work = Work { rows: 32, unit: 4, guided: true, speeds: &[1; 17] };
-        let refused = share(work, CfgSplit::Auto).unwrap_err().to_string();
-        assert!(refused.contains("17 workers") && refused.contains("at most 16"), "{refused}");
     }
 }
