@@ -176,24 +176,30 @@ pub fn place(
         row_unit: card.row_unit,
         vae_factor: card.vae_factor,
     };
-    // Naive strips may be of rows or of columns.
-    let side = match spec.parallelism {
-        Parallelism::Patch => geometry.rows,
-        _ => geometry.rows.min(geometry.columns),
+    let units = match spec.parallelism {
+        Parallelism::Patch => geometry.rows / geometry.row_unit,
+        // Strips may be of rows or of columns.
+        Parallelism::NaiveRow | Parallelism::NaiveCol | Parallelism::NaiveAlternate => {
+            geometry.rows.min(geometry.columns) / geometry.row_unit
+        }
+        Parallelism::Tensor => card.shards_max,
     };
-    let units = usize::try_from(side / geometry.row_unit).unwrap_or(usize::MAX);
+    let branch_max = usize::try_from(units).unwrap_or(usize::MAX);
     let guided = spec.guidance > 1.0;
-    let most = branches::ranks_max(units, guided, wish.cfg_split);
+    let most = branches::ranks_max(branch_max, guided, wish.cfg_split);
     let ranks = wish.workers.map_or_else(|| candidates.len().min(most), usize::from);
     // Said at once: the workers that are missing could come, and have no part.
     if ranks > most {
+        let why = if spec.parallelism == Parallelism::Tensor {
+            format!("the model's layers have {units} parts")
+        } else {
+            format!("bands are multiples of {} pixels", geometry.row_unit * geometry.vae_factor)
+        };
         let cause = format!(
-            "{ranks} workers cannot share {}x{} pixels: at most {most} can, as bands are multiples of \
-             {} pixels{}",
+            "{ranks} workers cannot share {}x{} pixels: at most {most} can, as {why}{}",
             spec.width,
             spec.height,
-            geometry.row_unit * geometry.vae_factor,
-            if guided && most <= units { " (twice as many as two branches)" } else { "" }
+            if guided && most <= branch_max { " (twice as many as two branches)" } else { "" }
         );
         return Err(invalid(cause));
     }
@@ -201,19 +207,19 @@ pub fn place(
         let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
         return Err(Fault::new(FaultKind::NoWorkers, cause));
     }
-    let naive = spec.parallelism != Parallelism::Patch;
-    // Strips of naive ranks are even.
-    let even = naive || wish.bands == Bands::Even;
+    let bands = spec.parallelism.has_bands();
+    // Strips and shards are even.
+    let even = !bands || wish.bands == Bands::Even;
     let speeds: Vec<u64> =
         candidates[..ranks].iter().map(|each| if even { 1 } else { each.speed }).collect();
-    let rows = side.min(geometry.rows);
+    let rows = units * geometry.row_unit;
     let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
     let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split)
         .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
     reason += &explain_mode(&spec, rows, &shares, wish);
     reason += &explain_bands(&shares, &speeds);
-    if naive {
-        // Strips are cut anew in every call; each rank steps all rows.
+    if !bands {
+        // Strips are cut anew in every call, shards are of layers; each rank steps all rows.
         let whole = Band { top: 0, rows: geometry.rows };
         shares.iter_mut().for_each(|share| share.band = whole);
     }
@@ -321,6 +327,7 @@ pub(crate) mod tests {
             scheduler: Scheduler::Euler,
             guidance: 5.0,
             weight_bytes: 1,
+            shards_max: 2,
         }
     }
 
@@ -406,6 +413,24 @@ pub(crate) mod tests {
         assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");
         let plan = place(run, spec, &card(), &candidates(9), ANY).unwrap().plan;
         assert_eq!(plan.world_size(), 8, "two branches have room for twice as many");
+    }
+
+    #[test]
+    fn layers_have_parts_for_so_many_workers_only() {
+        let spec = settle(&request(), &card(), 1).unwrap();
+        let spec = JobSpec { parallelism: Parallelism::Tensor, ..spec };
+        let placed = |workers| {
+            let wish = Wish { workers: Some(workers), cfg_split: CfgSplit::Off, ..ANY };
+            place(RunId::default(), spec.clone(), &card(), &candidates(3), wish)
+        };
+        let plan = placed(2).unwrap().plan;
+        assert!(plan.members.iter().all(|member| member.band.rows == plan.geometry.rows));
+        assert_eq!(plan.members[1].decodes, Band { top: 8, rows: 8 });
+        let fault = placed(3).unwrap_err();
+        assert!(
+            fault.cause.contains("at most 2 can, as the model's layers have 2 parts"),
+            "{fault}"
+        );
     }
 
     #[test]

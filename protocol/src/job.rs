@@ -109,8 +109,20 @@ names!(
         NaiveCol = "naive-col",
         /// The same with rows in even calls and columns in odd ones.
         NaiveAlternate = "naive-alternate",
+        /// Each rank computes the whole image with a part of each layer's weights, and the ranks add
+        /// their results up twice or more in each block.
+        Tensor = "tensor",
     }
 );
+
+impl Parallelism {
+    /// Whether a rank renders a band of rows. Otherwise it steps the whole image, and what is shared is
+    /// the work of predicting it.
+    #[must_use]
+    pub fn has_bands(self) -> bool {
+        self == Self::Patch
+    }
+}
 
 names!(
     /// How tall workers' bands are.
@@ -294,4 +306,6 @@ pub struct ModelCard {
     pub guidance: f32,
     /// Bytes the weights take in memory.
     pub weight_bytes: u64,
+    /// Tensor parallelism divides its layers among this many ranks at most.
+    pub shards_max: u32,
 }

@@ -11,10 +11,12 @@
 //! branch cover the image, and only predictions cross between branches.
 
 mod band;
+mod shard;
 mod slot;
 mod strip;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
+pub use shard::Shard;
 pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
 
@@ -66,8 +68,8 @@ pub struct Member {
     pub address: SocketAddr,
     /// What it computes of guidance's two predictions.
     pub branch: Branch,
-    /// The latent rows it steps and, but for naive parallelism, predicts. Naive ranks step the whole
-    /// image and predict a [`Strip`] of it.
+    /// The latent rows it steps and, with bands, predicts. Ranks of a baseline step the whole image
+    /// and predict a [`Strip`] of it, or compute with a [`Shard`] of each layer.
     pub band: Band,
     /// The latent rows it decodes: as all ranks share the decode, fewer than its band where there
     /// are two branches.
@@ -141,25 +143,29 @@ impl Plan {
                 .filter(|member| member.branch == branch)
                 .map(|member| member.band)
                 .collect();
+            if self.spec.parallelism.has_bands() {
+                if !bands.is_empty() {
+                    tiles("the bands of a branch", bands, row_unit)?;
+                }
+                continue;
+            }
+            for band in &bands {
+                tiles("a rank that steps the whole image", vec![*band], row_unit)?;
+            }
             if self.is_naive() {
-                self.check_naive(&bands)?;
-            } else if !bands.is_empty() {
-                tiles("the bands of a branch", bands, row_unit)?;
+                self.check_strips(bands.len())?;
             }
         }
         tiles("the decode", self.members.iter().map(|member| member.decodes).collect(), 1)
     }
 
-    /// Naive ranks step the whole image, which has strips for as many as there are in a branch.
-    fn check_naive(&self, bands: &[Band]) -> Result<(), PlanError> {
+    /// The image has strips for as many naive ranks as there are in a branch.
+    fn check_strips(&self, ranks: usize) -> Result<(), PlanError> {
         let Geometry { rows, columns, row_unit, .. } = self.geometry;
         let wrong = |cause| PlanError::Bands { what: "the strips of a branch", cause };
-        for band in bands {
-            check_tiling(&[*band], rows, row_unit).map_err(wrong)?;
-        }
         for extent in [rows, columns] {
-            if !bands.is_empty() {
-                split_evenly(extent, row_unit, bands.len()).map_err(wrong)?;
+            if ranks > 0 {
+                split_evenly(extent, row_unit, ranks).map_err(wrong)?;
             }
         }
         Ok(())
@@ -168,7 +174,7 @@ impl Plan {
     /// Whether each rank renders its part as if it were an image of its own.
     #[must_use]
     pub fn is_naive(&self) -> bool {
-        self.spec.parallelism != Parallelism::Patch
+        !self.spec.parallelism.has_bands() && self.spec.parallelism != Parallelism::Tensor
     }
 
     /// How many ranks there are.
@@ -197,7 +203,7 @@ impl Plan {
     /// Whether `rank` is the one that reports its band's latent: every row is reported once.
     #[must_use]
     pub fn reports(&self, rank: Rank) -> bool {
-        let first = !self.is_naive() || rank == Rank(0);
+        let first = self.spec.parallelism.has_bands() || rank == Rank(0);
         first && self.member(rank).is_some_and(|member| member.branch != Branch::Prompt)
     }
 

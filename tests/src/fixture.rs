@@ -78,14 +78,14 @@ pub fn case(list: &str, name: &str) -> Case {
     known.unwrap_or_else(|| panic!("{list} has no case {name}"))
 }
 
-/// The cases of `list` that have no test of their own, of those that `is_meant`: a fixture that grows
-/// is checked whole before anyone names what is new.
+/// The cases of `list` that have no test of their own: a fixture that grows is checked whole before
+/// anyone names what is new.
 ///
 /// # Panics
 /// If the fixture is damaged.
 #[must_use]
-pub fn cases_beyond(list: &str, named: &[&str], is_meant: fn(&Case) -> bool) -> Vec<Case> {
-    let beyond = |case: &Case| is_meant(case) && !named.contains(&case.name.as_str());
+pub fn cases_beyond(list: &str, named: &[&str]) -> Vec<Case> {
+    let beyond = |case: &Case| !named.contains(&case.name.as_str());
     cases(list).into_iter().filter(beyond).collect()
 }
 
@@ -126,17 +126,12 @@ impl Case {
     fn our_parallelism(&self) -> Parallelism {
         match (self.parallelism.as_deref(), self.split_scheme.as_deref()) {
             (None | Some("patch"), _) => Parallelism::Patch,
+            (Some("tensor"), _) => Parallelism::Tensor,
             (Some("naive_patch"), Some("row")) => Parallelism::NaiveRow,
             (Some("naive_patch"), Some("col")) => Parallelism::NaiveCol,
             (Some("naive_patch"), Some("alternate")) => Parallelism::NaiveAlternate,
             other => panic!("unknown golden parallelism {other:?}"),
         }
-    }
-
-    /// Whether the image, not the model's layers, is shared among ranks.
-    #[must_use]
-    pub fn is_patch(&self) -> bool {
-        self.parallelism.as_deref() != Some("tensor")
     }
 
     /// What to render.

@@ -1,7 +1,7 @@
 //! One image rendered by ranks in this process, over links in memory.
 
 use bytes::Bytes;
-use protocol::job::{JobSpec, Parallelism};
+use protocol::job::JobSpec;
 use protocol::message::ToCoordinator;
 use protocol::plan::{Band, Branch, Geometry, Member, Plan, split_evenly};
 use protocol::transport::{Links, memory};
@@ -51,8 +51,8 @@ pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)
     let bands = parts.iter().flat_map(|(branch, ranks)| {
         let bands = split_evenly(geometry.rows, geometry.row_unit, *ranks).expect("enough rows");
         let whole = Band { top: 0, rows: geometry.rows };
-        let naive = spec.parallelism != Parallelism::Patch;
-        bands.into_iter().map(move |band| (*branch, if naive { whole } else { band }))
+        let has_bands = spec.parallelism.has_bands();
+        bands.into_iter().map(move |band| (*branch, if has_bands { band } else { whole }))
     });
     let members = bands.zip(decodes).zip(0..).map(|(((branch, band), decodes), number)| Member {
         worker: WorkerId(number),

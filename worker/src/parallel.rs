@@ -5,7 +5,8 @@
 //! - [`displaced`] answers with the previous call's values and sends its own for the next one.
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
-//! - [`naive`] asks nothing within a call, and puts predictions together after it: the baseline.
+//! - [`sharded`] adds up what ranks compute with their parts of each layer: a baseline.
+//! - [`naive`] asks nothing within a call, and puts predictions together after it: another.
 //!
 //! Invariants, cited by tests:
 //! - **P-1 exact staleness**: a displaced call uses precisely the previous call's values (with
@@ -19,9 +20,11 @@ pub mod displaced;
 pub mod mesh;
 pub mod naive;
 pub mod rows;
+pub mod sharded;
 pub mod synchronous;
 mod wire;
 
 pub use displaced::Displaced;
 pub use mesh::{Mesh, Spent};
+pub use sharded::Sharded;
 pub use synchronous::Synchronous;

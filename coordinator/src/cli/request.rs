@@ -39,8 +39,9 @@ pub(super) struct RequestArgs {
     /// own); no-sync is separate with nothing sent [default: corrected; full-sync below 10 steps].
     #[arg(long)]
     mode: Option<Mode>,
-    /// How workers share a model call: patch, or for comparison naive-row, naive-col or
-    /// naive-alternate, where each renders its part as if it were an image of its own.
+    /// How workers share a model call: patch, or for comparison tensor, where each computes the whole
+    /// image with a part of every layer, or naive-row, naive-col or naive-alternate, where each
+    /// renders its part as if it were an image of its own.
     #[arg(long, value_name = "WAY", default_value_t = Parallelism::Patch)]
     parallelism: Parallelism,
     /// The variance of group norms: population (as torch) or reference (as the DistriFusion code).

@@ -84,11 +84,11 @@ impl RunState {
             let speed = pixels * u64::from(state.calls) * 1_000_000;
             Some((member.worker, speed.checked_div(state.computed_us)?))
         });
-        // Strips of naive plans are not their ranks' bands.
-        if self.plan.is_naive() {
-            Vec::new()
-        } else {
+        // What ranks of a baseline compute is not their bands.
+        if self.plan.spec.parallelism.has_bands() {
             seen.collect::<Option<_>>().unwrap_or_default()
+        } else {
+            Vec::new()
         }
     }
 

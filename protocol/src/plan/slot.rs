@@ -28,6 +28,10 @@ pub enum Ask {
     Prediction,
     /// The predictions of all other ranks' strips, in a naive plan.
     Strip(Axis),
+    /// The receiver's part of the sender's summand of a layer's result, in a tensor plan.
+    Summand,
+    /// The sender's part of the sum, which follows from all ranks' summands, in a tensor plan.
+    Sum,
     /// The latent rows to decode, from the ranks that report them, if they are not all of the own
     /// band.
     Latent,
@@ -138,7 +142,11 @@ pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
     match ask {
         Ask::Prediction if !plan.is_naive() && sender.branch != receiver.branch => {
-            sender.band.overlap(receiver.band)
+            let both = sender.band.overlap(receiver.band);
+            // Where each rank of a branch has all rows, each sends them to its counterparts alone.
+            let (place, ranks) = plan.place_in_branch(from)?;
+            let counterpart = plan.place_in_branch(to)?.0 % ranks == place;
+            both.filter(|_| plan.spec.parallelism.has_bands() || counterpart)
         }
         Ask::Latent if plan.reports(from) && !receiver.has_what_it_decodes() => {
             sender.band.overlap(receiver.decodes)
@@ -151,7 +159,8 @@ pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
 fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
     let decodes = spec.stage == Stage::Decode;
-    let together = decodes || sender.branch == receiver.branch && !plan.is_naive();
+    let branch = sender.branch == receiver.branch;
+    let together = decodes || branch && plan.spec.parallelism.has_bands();
     let row = to_usize(spec.scaled(plan.geometry.columns)) * to_usize(spec.channels);
     let batch = if decodes { 1 } else { to_usize(plan.batch(from)) };
     match spec.ask {
@@ -174,6 +183,12 @@ fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
             Some(batch * pixels * to_usize(spec.channels))
         }
         Ask::Strip(_) => None,
+        Ask::Summand | Ask::Sum if branch && !decodes => {
+            let whole = batch * to_usize(spec.scaled(plan.geometry.rows)) * row;
+            let part = if spec.ask == Ask::Sum { from } else { to };
+            Some(plan.shard(part)?.range(whole).len())
+        }
+        Ask::Summand | Ask::Sum => None,
         Ask::Prediction | Ask::Latent => {
             rows_sent(plan, spec.ask, from, to).map(|band| to_usize(band.rows) * row)
         }

@@ -28,7 +28,7 @@ impl Plan {
     #[must_use]
     pub fn strip(&self, rank: Rank, call: Call) -> Option<Strip> {
         let axis = match self.spec.parallelism {
-            Parallelism::Patch => return None,
+            Parallelism::Patch | Parallelism::Tensor => return None,
             Parallelism::NaiveRow => Axis::Rows,
             Parallelism::NaiveCol => Axis::Columns,
             Parallelism::NaiveAlternate if call.0.is_multiple_of(2) => Axis::Rows,
@@ -43,8 +43,8 @@ impl Plan {
             Axis::Rows => self.geometry.rows,
             Axis::Columns => self.geometry.columns,
         };
-        let place = self.branch_of(rank).position(|peer| peer == rank)?;
-        let strips = split_evenly(extent, self.geometry.row_unit, self.branch_of(rank).count());
+        let (place, ranks) = self.place_in_branch(rank)?;
+        let strips = split_evenly(extent, self.geometry.row_unit, ranks);
         Some(Strip { axis, range: *strips.ok()?.get(place)? })
     }
 }

@@ -53,12 +53,12 @@ fn plans() -> impl Strategy<Value = Plan> {
                 .into_iter()
                 .flat_map(|(branch, bands)| bands.into_iter().map(move |band| (branch, band)));
             let whole = Band { top: 0, rows: units * UNIT };
-            let naive = plan.is_naive();
+            let has_bands = parallelism.has_bands();
             for ((member, (branch, band)), decodes) in
                 plan.members.iter_mut().zip(bands).zip(decodes)
             {
                 member.branch = branch;
-                member.band = if naive { whole } else { band };
+                member.band = if has_bands { band } else { whole };
                 member.decodes = decodes;
             }
             plan
@@ -82,6 +82,8 @@ fn sites() -> Vec<SiteSpec> {
         site(Ask::Prediction, Stage::Latent, 0),
         site(Ask::Strip(Axis::Rows), Stage::Latent, 0),
         site(Ask::Strip(Axis::Columns), Stage::Latent, 0),
+        site(Ask::Summand, Stage::Denoise, 1),
+        site(Ask::Sum, Stage::Denoise, 1),
         site(Ask::Latent, Stage::Latent, 0),
         site(Ask::Halo { rows: 1 }, Stage::Decode, -1),
         site(Ask::Gather, Stage::Decode, 0),

@@ -115,10 +115,10 @@ fn request() -> impl Strategy<Value = JobRequest> {
 }
 
 fn card() -> impl Strategy<Value = ModelCard> {
-    let sizes = any::<(u32, u32, u32, (u32, u32), u64)>();
+    let sizes = any::<(u32, u32, u32, (u32, u32), u64, u32)>();
     (text(), text(), text(), dtype(), scheduler(), sizes).prop_map(
         |(name, digest, family, dtype, scheduler, sizes)| {
-            let (latent_channels, vae_factor, row_unit, native, weight_bytes) = sizes;
+            let (latent_channels, vae_factor, row_unit, native, weight_bytes, shards_max) = sizes;
             ModelCard {
                 name,
                 digest,
@@ -131,6 +131,7 @@ fn card() -> impl Strategy<Value = ModelCard> {
                 scheduler,
                 guidance: 5.0,
                 weight_bytes,
+                shards_max,
             }
         },
     )

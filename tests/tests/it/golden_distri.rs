@@ -1,5 +1,5 @@
-//! Several ranks against the public DistriFusion code (S-7): every case of `distri.json` whose ranks
-//! have bands, in this process over links in memory, and as worker processes over TCP.
+//! Several ranks against the public DistriFusion code (S-7): every case of `distri.json`, in
+//! this process over links in memory, and as worker processes over TCP.
 
 use protocol::plan::Branch;
 use std::path::Path;
@@ -49,7 +49,6 @@ fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
 
 fn check(name: &str, fabric: Fabric) {
     let case = fixture::case("distri.json", name);
-    assert!(case.is_patch(), "{name} is not a patch case");
     let scratch = tempfile::tempdir().unwrap();
     let rendered = fabric(&case, scratch.path());
     let want = &case.tensors("distri")["latents"];
@@ -79,7 +78,7 @@ macro_rules! golden {
 
         #[test]
         fn cases_without_a_test_of_their_own() {
-            for case in fixture::cases_beyond("distri.json", &[$($name),+], Case::is_patch) {
+            for case in fixture::cases_beyond("distri.json", &[$($name),+]) {
                 check(&case.name, memory);
                 check(&case.name, tcp);
             }
@@ -102,6 +101,7 @@ golden!(
     sdxl_n2_corrected_w1_dpmpp = "sdxl-n2-flat-corrected-w1-dpmpp",
     sdxl_n2_corrected_w1_nocfg = "sdxl-n2-nocfg-corrected-w1",
     sdxl_n4_corrected_w1_128x192 = "sdxl-n4-flat-corrected-w1-128x192",
+    sdxl_n2_tensor = "sdxl-n2-tensor",
     sdxl_n2_naive_row = "sdxl-n2-naive-row",
     sdxl_n2_naive_alternate = "sdxl-n2-naive-alternate",
     sd15_n2_corrected_w1 = "sd15-n2-flat-corrected-w1",

@@ -1,7 +1,7 @@
 //! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
 
 use protocol::Call;
-use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Wire};
+use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Wire};
 use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
@@ -114,6 +114,22 @@ fn s1_holds_for_branches_of_any_size() {
     }
 }
 
+/// Layers in shards, with branches and without, on one rank up to as many as there are heads.
+#[test]
+fn s1_holds_for_tensor_parallelism() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let spec = spec("sdxl-ddim", Mode::Corrected, 1);
+    let dense = run(&checkpoint, &plan(&checkpoint, &spec, 1));
+    let spec = JobSpec { parallelism: Parallelism::Tensor, ..spec };
+    let (whole, most) = (Branch::Whole, checkpoint.card().shards_max as usize);
+    let split = |negative, prompt| vec![(Branch::Negative, negative), (Branch::Prompt, prompt)];
+    for parts in [vec![(whole, 1)], vec![(whole, 2)], vec![(whole, most)], split(2, 1), split(1, 2)]
+    {
+        let sharded = run(&checkpoint, &plan_of(&checkpoint, &spec, &parts));
+        assert_same(&format!("shards on {parts:?}"), &sharded, &dense);
+    }
+}
+
 /// One synchronous call, then the same input displaced, equals the dense model.
 #[test]
 fn s2_the_same_input_displaced_equals_the_dense_output() {
@@ -121,8 +137,11 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let spec = spec("sdxl-ddim", Mode::Corrected, 0);
     let plan = with_heights(plan(&checkpoint, &spec, 3), &[1, 2, 1]);
     let prompt = || checkpoint.embed(&spec.prompt).unwrap();
-    let conditioning =
-        || checkpoint.condition(&[prompt(), prompt()], spec.width, spec.height).unwrap();
+    let conditioning = || {
+        checkpoint
+            .condition(checkpoint.unet(), &[prompt(), prompt()], spec.width, spec.height)
+            .unwrap()
+    };
     let (rows, columns) = (plan.geometry.rows as usize, plan.geometry.columns as usize);
     let channels = plan.geometry.channels as usize;
     let row = columns * channels;

@@ -18,7 +18,8 @@ pub(super) fn speed(checkpoint: &Checkpoint) -> Result<u64> {
     let (width, height) = card.native;
     let [rows, columns, channels] = [card.row_unit, width / card.vae_factor, card.latent_channels]
         .map(|value| usize::try_from(value).unwrap_or(usize::MAX));
-    let conditioning = checkpoint.condition(&[checkpoint.embed("")?], width, height)?;
+    let conditioning =
+        checkpoint.condition(checkpoint.unet(), &[checkpoint.embed("")?], width, height)?;
     let latent = tensor(vec![0.5; rows * columns * channels], (1, rows, columns, channels))?;
     let started = Instant::now();
     let mut fastest = Duration::MAX;

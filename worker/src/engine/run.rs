@@ -7,15 +7,16 @@ use crate::model::exchange::{Dense, Exchange};
 use crate::model::nn::{tensor, view};
 use crate::model::noise::TorchGenerator;
 use crate::model::scheduler::Scheduler;
-use crate::model::unet::Conditioning;
+use crate::model::unet::{Conditioning, UNet};
 use crate::model::{Error, Result};
-use crate::parallel::{Displaced, Mesh, Synchronous, naive, rows};
+use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
 use bytes::Bytes;
 use candle_core::Tensor;
-use protocol::job::{JobSpec, Mode};
+use protocol::job::{JobSpec, Mode, Parallelism};
 use protocol::message::{Phase, ToCoordinator};
 use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
 use protocol::{Call, Fault, FaultKind, Rank, RunId};
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -71,6 +72,7 @@ impl Said {
 /// The state of one rank in one run.
 struct BandRun<'a> {
     checkpoint: &'a Checkpoint,
+    unet: Cow<'a, UNet>,
     plan: &'a Plan,
     spec: &'a JobSpec,
     geometry: Geometry,
@@ -102,8 +104,13 @@ impl<'a> BandRun<'a> {
             .scheduler()
             .build(plan.spec.scheduler, steps)
             .map_err(|error| Fault::new(FaultKind::InvalidRequest, error.to_string()))?;
+        let unet = match plan.shard(rank) {
+            Some(shard) => Cow::Owned(checkpoint.unet().of_shard(shard)),
+            None => Cow::Borrowed(checkpoint.unet()),
+        };
         let mut run = Self {
             checkpoint,
+            unet,
             plan,
             spec: &plan.spec,
             geometry: plan.geometry,
@@ -145,7 +152,7 @@ impl<'a> BandRun<'a> {
         if self.branch != Branch::Negative {
             branches.push(self.embed("prompt", |checkpoint, spec| checkpoint.embed(&spec.prompt))?);
         }
-        self.checkpoint.condition(&branches, self.spec.width, self.spec.height)
+        self.checkpoint.condition(&self.unet, &branches, self.spec.width, self.spec.height)
     }
 
     /// Embeds a text; its branch's first rank tells the user of words that were cut off.
@@ -198,33 +205,19 @@ impl<'a> BandRun<'a> {
             2 => Tensor::cat(&[&input, &input], 0)?,
             _ => input.contiguous()?,
         };
-        let (unet, call) = (self.checkpoint.unet(), Call(self.call));
+        let call = Call(self.call);
         let both = if let Some(strip) = self.plan.strip(self.rank, call) {
             let input = naive::cut(&input, strip)?;
-            let prediction = unet.forward(&input, timestep, conditioning, &mut Dense)?;
+            let prediction = self.unet.forward(&input, timestep, conditioning, &mut Dense)?;
             naive::join(&mut self.mesh, self.plan, self.rank, call, &prediction)?
         } else {
             let last = self.call + 1 == calls;
-            let prediction =
-                unet.forward(&input, timestep, conditioning, &mut *self.exchange(last))?;
+            let mut exchange = exchange(&mut self.mesh, self.plan, call, last);
+            let prediction = self.unet.forward(&input, timestep, conditioning, &mut *exchange)?;
+            drop(exchange);
             rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?
         };
         guide(&both, self.spec.guidance)
-    }
-
-    /// How this call's layers exchange: a call is synchronous iff the mode is or k <= warm-up.
-    fn exchange(&mut self, last: bool) -> Box<dyn Exchange + '_> {
-        let call = Call(self.call);
-        let synchronous = self.spec.mode == Mode::FullSync || self.call <= self.spec.warmup;
-        let mode = self.spec.mode;
-        let from = if mode == Mode::NoSync { Some(Call(self.spec.warmup)) } else { call.before() };
-        match from {
-            _ if self.mesh.is_alone(Stage::Denoise) => Box::new(Dense),
-            Some(from) if !synchronous => {
-                Box::new(Displaced::new(&mut self.mesh, mode, call, from, last))
-            }
-            _ => Box::new(Synchronous::new(&mut self.mesh, call)),
-        }
     }
 
     fn report_step(&mut self, calls: u32, took: Duration) -> Result<()> {
@@ -264,6 +257,19 @@ impl<'a> BandRun<'a> {
         };
         self.said.say(message, Bytes::from(pixels));
         Ok(())
+    }
+}
+
+/// How this call's layers exchange: a call is synchronous iff the mode is or k <= warm-up.
+fn exchange<'a>(mesh: &'a mut Mesh, plan: &Plan, call: Call, last: bool) -> Box<dyn Exchange + 'a> {
+    let JobSpec { mode, warmup, parallelism, .. } = plan.spec;
+    let synchronous = mode == Mode::FullSync || call.0 <= warmup;
+    let from = if mode == Mode::NoSync { Some(Call(warmup)) } else { call.before() };
+    match from {
+        _ if parallelism == Parallelism::Tensor => Box::new(Sharded::new(mesh, call)),
+        _ if mesh.is_alone(Stage::Denoise) => Box::new(Dense),
+        Some(from) if !synchronous => Box::new(Displaced::new(mesh, mode, call, from, last)),
+        _ => Box::new(Synchronous::new(mesh, call)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Convolution of a band of an image, as a product whose rows are gathered tap by tap.
 
+use std::ops::Range;
+
 use super::isa::Isa;
 use super::linear::{Epilogue, Output};
 use super::packed::{Packed, Stored};
@@ -43,6 +45,19 @@ impl Conv {
         assert!(kernel == across && kernel % 2 == 1 && stride > 0, "an odd square kernel");
         let weight = Packed::pack_taps(weight, [outputs, inputs, kernel * kernel]);
         Self { kernel, stride, weight }
+    }
+
+    /// The part of it that gives `outputs` from `inputs`; what all inputs give is the sum over them.
+    ///
+    /// # Panics
+    /// When it has no such channels.
+    #[must_use]
+    pub fn part(&self, outputs: Range<usize>, inputs: Range<usize>) -> Self {
+        let taps = 0..self.kernel * self.kernel;
+        let all = self.inputs();
+        let depth: Vec<_> =
+            taps.map(|tap| tap * all + inputs.start..tap * all + inputs.end).collect();
+        Self { weight: self.weight.part(&[outputs], &depth), ..*self }
     }
 
     /// Channels of the result.

@@ -98,6 +98,33 @@ impl Packed {
         Self { panels, panel_count: layout.panels, geglu: false, outputs, depth: layout.depth }
     }
 
+    /// The part of the weight that gives `columns` of the result, from the rows `depth` of it. What a
+    /// product by all columns of every depth would give is the sum over depths.
+    ///
+    /// # Panics
+    /// When it has no such columns or rows.
+    #[must_use]
+    pub fn part(&self, columns: &[Range<usize>], depth: &[Range<usize>]) -> Self {
+        let columns: Vec<usize> = columns.iter().cloned().flatten().collect();
+        let depth: Vec<usize> = depth.iter().cloned().flatten().collect();
+        let rows = depth.len();
+        let halves = if self.geglu { 2 } else { 1 };
+        let width = PANEL / halves;
+        let panel_count = columns.len().div_ceil(width);
+        // Where a lane of the part stands in the whole.
+        let place = |lane: usize| {
+            let column = *columns.get(lane / PANEL * width + lane % width)?;
+            let half = lane % PANEL / width;
+            Some((column / width * self.depth * PANEL, column % width + half * width))
+        };
+        let panels = match &self.panels {
+            Panels::F32(values) => Panels::F32(take(values, panel_count, &depth, place)),
+            Panels::F16(values) => Panels::F16(take(values, panel_count, &depth, place)),
+            Panels::Bf16(values) => Panels::Bf16(take(values, panel_count, &depth, place)),
+        };
+        Self { panels, panel_count, geglu: self.geglu, outputs: columns.len(), depth: rows }
+    }
+
     /// Columns of the result.
     #[must_use]
     pub fn outputs(&self) -> usize {
@@ -190,6 +217,28 @@ fn pack<T: Copy + Default + Send + Sync>(
         }
     });
     packed
+}
+
+/// The rows `depth` of some columns of packed `values`: `place` says at which value the panel of a
+/// lane's column starts, and which lane it is there.
+fn take<T: Copy + Default + Send + Sync>(
+    values: &[T],
+    panels: usize,
+    depth: &[usize],
+    place: impl Fn(usize) -> Option<(usize, usize)> + Sync,
+) -> Vec<T> {
+    let mut taken = vec![T::default(); panels * depth.len() * PANEL];
+    let panel_len = (depth.len() * PANEL).max(1);
+    taken.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, taken)| {
+        let places: Vec<_> = (panel * PANEL..(panel + 1) * PANEL).map(&place).collect();
+        for (k, row) in depth.iter().zip(taken.chunks_exact_mut(PANEL)) {
+            for (value, place) in row.iter_mut().zip(&places) {
+                let Some((start, lane)) = place else { continue };
+                *value = values[start + k * PANEL + lane];
+            }
+        }
+    });
+    taken
 }
 
 /// A type weights are stored in.

@@ -162,6 +162,79 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn parts_of_a_weight_give_its_columns_and_summands_of_them(
+        (rows, outputs, depth) in (1..20_usize, 2..150_usize, 2..200_usize),
+        (column, row) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        ty in types(),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, rows * depth);
+        let weight = Weight::new(ty, &values(seed ^ 1, outputs * depth));
+        let (column, row) = (column.index(outputs - 1) + 1, row.index(depth - 1) + 1);
+        let whole = Packed::pack(weight.stored(), outputs, depth);
+        // Two stretches of columns with a gap between them, as keys and values of some heads are.
+        let stretches = [0..column / 2, column..outputs];
+        let (all_rows, all_columns) = (0..depth, 0..outputs);
+        let some = whole.part(&stretches, std::slice::from_ref(&all_rows));
+        let summands = [0..row, row..depth].map(|part| (part.clone(), whole.part(std::slice::from_ref(&all_columns), &[part])));
+        for isa in Isa::available() {
+            let all = run_linear(isa, &x, &whole, &Epilogue::default());
+            let of_stretches = |line: &[f32]| {
+                stretches.iter().flat_map(|range| line[range.clone()].to_vec()).collect::<Vec<_>>()
+            };
+            let want: Vec<f32> = all.chunks_exact(outputs).flat_map(of_stretches).collect();
+            assert_same(&run_linear(isa, &x, &some, &Epilogue::default()), &want, &isa.to_string());
+            let mut sum = vec![0.0; rows * outputs];
+            for (part, weight) in &summands {
+                let x: Vec<f32> =
+                    x.chunks_exact(depth).flat_map(|line| line[part.clone()].to_vec()).collect();
+                let summand = run_linear(isa, &x, weight, &Epilogue::default());
+                sum.iter_mut().zip(summand).for_each(|(sum, summand)| *sum += summand);
+            }
+            let all: Vec<f64> = all.into_iter().map(f64::from).collect();
+            assert_close(&sum, &all, 1e-5, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn parts_of_gates_and_convolutions_are_the_wholes(
+        (pixels, channels, inner) in (1..6_usize, 2..40_usize, 2..90_usize),
+        (from, to) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, pixels * pixels * channels);
+        let (from, to) = (from.index(inner), to.index(inner));
+        let some = from.min(to)..from.max(to) + 1;
+        let cut = |all: &[f32]| -> Vec<f32> {
+            all.chunks_exact(inner).flat_map(|line| line[some.clone()].to_vec()).collect()
+        };
+        let weight = values(seed ^ 1, 2 * inner * channels);
+        let gates = Packed::pack_geglu(Stored::F32(&weight), inner, channels);
+        let weight = values(seed ^ 2, inner * channels * 9);
+        let conv = Conv::pack(Stored::F32(&weight), [inner, channels, 3, 3], 1);
+        let (rows, width) = (pixels, pixels);
+        let band = Band { batch: 1, rows, width, channels, body: &x, above: &[], below: &[] };
+        for isa in Isa::available() {
+            let run = |gates: &Packed| {
+                let mut out = vec![f32::NAN; pixels * pixels * gates.outputs()];
+                geglu(isa, &mut out, &x, gates, None);
+                out
+            };
+            let (columns, all) = (some.clone(), 0..channels);
+            let part = gates.part(&[columns], &[all]);
+            assert_same(&run(&part), &cut(&run(&gates)), &isa.to_string());
+            let epilogue = Epilogue::default();
+            let all = run_conv(isa, &band, &conv, &epilogue);
+            let part = conv.part(some.clone(), 0..channels);
+            assert_same(&run_conv(isa, &band, &part, &epilogue), &cut(&all), &isa.to_string());
+        }
+    }
+}
+
 #[test]
 fn weights_keep_their_stored_type() {
     let weight = Weight::new(Type::F16, &values(1, 64 * 100));

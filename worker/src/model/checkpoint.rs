@@ -217,14 +217,15 @@ impl Checkpoint {
         })
     }
 
-    /// What an image of `width` x `height` pixels is conditioned on: `embeddings` are the branches
-    /// of one batch, the negative first.
+    /// What `unet`, this checkpoint's or a shard of it, takes an image of `width` x `height` pixels to
+    /// be conditioned on: `embeddings` are the branches of one batch, the negative first.
     ///
     /// # Errors
     /// If the embeddings are not this checkpoint's.
     #[expect(clippy::cast_precision_loss, reason = "sizes in pixels are far below 2^24")]
     pub fn condition(
         &self,
+        unet: &UNet,
         embeddings: &[TextEmbedding],
         width: u32,
         height: u32,
@@ -234,12 +235,12 @@ impl Checkpoint {
         let pooled: Vec<&Tensor> =
             embeddings.iter().filter_map(|each| each.pooled.as_ref()).collect();
         if self.family == Family::Sd {
-            return self.unet.condition(&tokens, None);
+            return unet.condition(&tokens, None);
         }
         let pooled = Tensor::cat(&pooled, 0)?;
         let (width, height) = (width as f32, height as f32);
         let sizes = [height, width, 0.0, 0.0, height, width];
-        self.unet.condition(&tokens, Some(TextTime { pooled: &pooled, sizes }))
+        unet.condition(&tokens, Some(TextTime { pooled: &pooled, sizes }))
     }
 }
 
@@ -411,6 +412,7 @@ impl Facts<'_> {
             scheduler: scheduler.kind(),
             guidance: self.family.guidance(),
             weight_bytes: 0,
+            shards_max: small(self.unet.config().shards_max()),
         }
     }
 }

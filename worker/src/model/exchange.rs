@@ -1,18 +1,18 @@
 //! The seam: where model maths ends and distribution begins.
 //!
 //! A layer works on a band of the image and asks an [`Exchange`] for the three things that its own
-//! rows cannot answer. It cannot tell whether the answer is a peer's value of this call, of the
+//! rows cannot answer; or, where it holds a part of its weights, for what all parts give together. It cannot tell whether the answer is a peer's value of this call, of the
 //! previous one, or its own: policy lives behind the seam. Never across it: rank, world size,
 //! step, mode, dtype casts, buffers, sockets.
 
 use super::Result;
 use crate::kernels::Moment;
 use candle_core::Tensor;
-use protocol::Site;
 use protocol::plan::{Ask, SiteSpec, Stage};
+use protocol::{Fault, FaultKind, Site};
 use std::fmt;
 
-/// The three things a layer may ask for.
+/// The things a layer may ask for.
 pub trait Exchange: fmt::Debug {
     /// `rows` rows of `x` [batch, rows, columns, channels] from either side of this band.
     ///
@@ -32,6 +32,25 @@ pub trait Exchange: fmt::Debug {
     /// # Errors
     /// If a peer is lost or the run is cancelled.
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor>;
+
+    /// The sum of what all parts of a layer give, of which one gives `own` [batch, .., channels].
+    ///
+    /// # Errors
+    /// If a peer is lost or the run is cancelled; or if layers have no parts here, which is the rule.
+    fn sum(&mut self, sites: SumSites, own: &Tensor) -> Result<Tensor> {
+        let (site, shape) = (sites.summand, own.shape());
+        let cause = format!("{site} asks for the sum of {shape:?}, but no layer is divided");
+        Err(Fault::new(FaultKind::PlanMismatch, cause).into())
+    }
+}
+
+/// Where parts of a layer meet: in two steps, as each rank adds up a part of the result.
+#[derive(Clone, Copy, Debug)]
+pub struct SumSites {
+    /// Everyone's summands of what a rank adds up.
+    pub summand: Site,
+    /// What each rank added up.
+    pub sum: Site,
 }
 
 /// The rows next to a band, [batch, rows, columns, channels]. None past the image's border, where

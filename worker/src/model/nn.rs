@@ -8,6 +8,7 @@ pub mod embedding;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod shard;
 
 use super::Result;
 use super::exchange::{Place, Sites};

@@ -15,10 +15,10 @@ use super::nn::{Loader, tensor, view};
 use super::{Error, Result};
 use crate::kernels::{self, Isa};
 use candle_core::Tensor;
-use protocol::plan::Stage;
+use protocol::plan::{Shard, Stage};
 
 /// The denoising network.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct UNet {
     config: UNetConfig,
     conv_in: Conv3x3,
@@ -96,6 +96,19 @@ impl UNet {
     #[must_use]
     pub fn config(&self) -> &UNetConfig {
         &self.config
+    }
+
+    /// The part of it that one of several ranks computes in tensor parallelism: attention heads,
+    /// feed-forward channels, the groups between a residual block's convolutions, the channels that
+    /// samplers read. What is left is small, and computed by all. Takes memory for its weights.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        Self {
+            down_blocks: self.down_blocks.iter().map(|block| block.of_shard(shard)).collect(),
+            mid_block: self.mid_block.of_shard(shard),
+            up_blocks: self.up_blocks.iter().map(|block| block.of_shard(shard)).collect(),
+            ..self.clone()
+        }
     }
 
     /// Bytes the weights take.

@@ -55,6 +55,11 @@ impl Group {
         self.own
     }
 
+    /// All of them.
+    pub(super) fn ranks(&self) -> &[Rank] {
+        &self.ranks
+    }
+
     /// All but this rank.
     pub(super) fn peers(&self) -> Vec<Rank> {
         let own = self.ranks[self.own];

@@ -1,12 +1,13 @@
 //! Attention without the scores matrix.
 
-use super::linear::{Finish, Linear};
+use super::linear::Linear;
+use super::shard::Sum;
 use super::{Loader, Result, tensor, view};
-use crate::kernels::{self, Activation, Heads, Isa, Strided};
+use crate::kernels::{self, Heads, Isa, Strided};
 use crate::model::exchange::Exchange;
 use candle_core::Tensor;
 use protocol::Site;
-use protocol::plan::Ask;
+use protocol::plan::{Ask, Shard};
 
 /// Attention of `q` [batch, queries, channels] over `kv` [batch, keys, 2 x channels]: each token's
 /// keys, then its values.
@@ -26,12 +27,9 @@ pub fn attend(q: &Tensor, kv: &Tensor, heads: usize, causal: bool) -> Result<Ten
 }
 
 /// Self-attention of a band's tokens over the whole image's.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SelfAttention {
-    to_q: Linear,
-    to_kv: Linear,
-    to_out: Linear,
-    heads: usize,
+    weights: Projections,
     site: Site,
 }
 
@@ -41,14 +39,9 @@ impl SelfAttention {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, channels: usize, heads: usize, bias: bool) -> Result<Self> {
-        let [q, k, v, out] = ["to_q", "to_k", "to_v", "to_out.0"].map(|name| loader.at(name));
-        Ok(Self {
-            to_q: Linear::load(&q, channels, channels, bias)?,
-            to_kv: Linear::load_joined(&[k, v], channels, channels, bias)?,
-            to_out: Linear::load(&out, channels, channels, true)?,
-            heads,
-            site: loader.site(Ask::Gather, 2 * channels),
-        })
+        let names = ["to_q", "to_k", "to_v", "to_out.0"];
+        let weights = Projections::load(loader, names, [channels, channels], heads, bias)?;
+        Ok(Self { weights, site: loader.site(Ask::Gather, 2 * channels) })
     }
 
     /// The attention at `loader` under the names of checkpoints from before diffusers 0.18.
@@ -56,20 +49,21 @@ impl SelfAttention {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load_named_as_of_old(loader: &Loader<'_>, channels: usize) -> Result<Self> {
-        let [q, k, v, out] = ["query", "key", "value", "proj_attn"].map(|name| loader.at(name));
-        Ok(Self {
-            to_q: Linear::load(&q, channels, channels, true)?,
-            to_kv: Linear::load_joined(&[k, v], channels, channels, true)?,
-            to_out: Linear::load(&out, channels, channels, true)?,
-            heads: 1,
-            site: loader.site(Ask::Gather, 2 * channels),
-        })
+        let names = ["query", "key", "value", "proj_attn"];
+        let weights = Projections::load(loader, names, [channels, channels], 1, true)?;
+        Ok(Self { weights, site: loader.site(Ask::Gather, 2 * channels) })
+    }
+
+    /// The part that computes some of the heads.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        Self { weights: self.weights.of_shard(shard), site: self.site }
     }
 
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.to_q.bytes() + self.to_kv.bytes() + self.to_out.bytes()
+        self.weights.bytes()
     }
 
     /// `residual` plus the attention of `x`, both [batch, tokens, channels].
@@ -82,25 +76,16 @@ impl SelfAttention {
         residual: &Tensor,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
-        // 1. Keys and values first: peers wait for them, nobody waits for the queries.
-        let kv = exchange.gather(self.site, &self.to_kv.forward(x)?)?;
-        // 2. Attention over all tokens.
-        let mixed = attend(&self.to_q.forward(x)?, &kv, self.heads, false)?;
-        // 3. Output projection.
-        let finish = Finish { activation: Activation::None, residual: Some(residual) };
-        self.to_out.forward_with(&mixed, finish)
+        // Keys and values first: peers wait for them, nobody waits for the queries.
+        let kv = exchange.gather(self.site, &self.weights.kv(x)?)?;
+        self.weights.attend(x, &kv, residual, exchange)
     }
 }
 
 /// Attention over the prompt's tokens. Their keys and values are the same at every step: they are
 /// computed once per image by [`Self::text_kv`].
-#[derive(Debug)]
-pub struct CrossAttention {
-    to_q: Linear,
-    to_kv: Linear,
-    to_out: Linear,
-    heads: usize,
-}
+#[derive(Clone, Debug)]
+pub struct CrossAttention(Projections);
 
 impl CrossAttention {
     /// The attention at `loader` over text embeddings of `text` channels.
@@ -108,19 +93,20 @@ impl CrossAttention {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, channels: usize, heads: usize, text: usize) -> Result<Self> {
-        let [q, k, v, out] = ["to_q", "to_k", "to_v", "to_out.0"].map(|name| loader.at(name));
-        Ok(Self {
-            to_q: Linear::load(&q, channels, channels, false)?,
-            to_kv: Linear::load_joined(&[k, v], text, channels, false)?,
-            to_out: Linear::load(&out, channels, channels, true)?,
-            heads,
-        })
+        let names = ["to_q", "to_k", "to_v", "to_out.0"];
+        Projections::load(loader, names, [channels, text], heads, false).map(Self)
+    }
+
+    /// The part that computes some of the heads.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        Self(self.0.of_shard(shard))
     }
 
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.to_q.bytes() + self.to_kv.bytes() + self.to_out.bytes()
+        self.0.bytes()
     }
 
     /// Keys and values of `text` [batch, tokens, text channels].
@@ -128,16 +114,85 @@ impl CrossAttention {
     /// # Errors
     /// If `text` is not a contiguous tensor of that shape.
     pub fn text_kv(&self, text: &Tensor) -> Result<Tensor> {
-        self.to_kv.forward(text)
+        self.0.kv(text)
     }
 
     /// `residual` plus the attention of `x` over the text, all [batch, tokens, channels].
     ///
     /// # Errors
-    /// If a tensor is not contiguous or not of that shape.
-    pub fn forward(&self, x: &Tensor, residual: &Tensor, text_kv: &Tensor) -> Result<Tensor> {
-        let mixed = attend(&self.to_q.forward(x)?, text_kv, self.heads, false)?;
-        let finish = Finish { activation: Activation::None, residual: Some(residual) };
-        self.to_out.forward_with(&mixed, finish)
+    /// If a peer is lost, or a tensor is not contiguous or not of that shape.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        residual: &Tensor,
+        text_kv: &Tensor,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Tensor> {
+        self.0.attend(x, text_kv, residual, exchange)
+    }
+}
+
+/// The projections around an attention, of all heads or of some.
+#[derive(Clone, Debug)]
+struct Projections {
+    to_q: Linear,
+    to_kv: Linear,
+    to_out: Linear,
+    heads: usize,
+    sum: Sum,
+}
+
+impl Projections {
+    /// Those called `names` (queries, keys, values, output) at `loader`: keys and values are of tokens
+    /// of `context` channels.
+    fn load(
+        loader: &Loader<'_>,
+        names: [&str; 4],
+        [channels, context]: [usize; 2],
+        heads: usize,
+        bias: bool,
+    ) -> Result<Self> {
+        let [q, k, v, out] = names.map(|name| loader.at(name));
+        Ok(Self {
+            to_q: Linear::load(&q, channels, channels, bias)?,
+            to_kv: Linear::load_joined(&[k, v], context, channels, bias)?,
+            to_out: Linear::load(&out, channels, channels, true)?,
+            heads,
+            sum: Sum::load(loader, channels),
+        })
+    }
+
+    fn of_shard(&self, shard: Shard) -> Self {
+        let (all, heads) = (self.to_q.outputs(), shard.range(self.heads));
+        let head_dim = all / self.heads;
+        let [keys, values] =
+            [0, all].map(|first| first + heads.start * head_dim..first + heads.end * head_dim);
+        Self {
+            to_q: self.to_q.giving(std::slice::from_ref(&keys)),
+            to_out: self.to_out.taking(keys.clone(), shard.is_first()),
+            to_kv: self.to_kv.giving(&[keys, values]),
+            heads: heads.len(),
+            sum: self.sum.of_shard(shard),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.to_q.bytes() + self.to_kv.bytes() + self.to_out.bytes()
+    }
+
+    fn kv(&self, context: &Tensor) -> Result<Tensor> {
+        self.to_kv.forward(context)
+    }
+
+    fn attend(
+        &self,
+        x: &Tensor,
+        kv: &Tensor,
+        residual: &Tensor,
+        exchange: &mut dyn Exchange,
+    ) -> Result<Tensor> {
+        let mixed = attend(&self.to_q.forward(x)?, kv, self.heads, false)?;
+        let out = self.to_out.forward_with(&mixed, self.sum.finish(residual))?;
+        self.sum.over(out, exchange)
     }
 }

@@ -7,12 +7,14 @@ use crate::model::exchange::Exchange;
 use candle_core::Tensor;
 use protocol::Site;
 use protocol::plan::Ask;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// A 3x3 convolution with padding 1 and stride 1 or 2. (1x1 convolutions are
 /// [`super::linear::Linear`].)
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Conv3x3 {
-    weight: kernels::Conv,
+    weight: Arc<kernels::Conv>,
     bias: Vec<f32>,
     site: Site,
     outputs: usize,
@@ -29,7 +31,29 @@ impl Conv3x3 {
         let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
         let bias = loader.values_f32("bias", &[outputs])?;
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
-        Ok(Self { weight, bias, site, outputs, stride })
+        Ok(Self { weight: Arc::new(weight), bias, site, outputs, stride })
+    }
+
+    /// The part that gives `outputs`.
+    #[must_use]
+    pub fn giving(&self, outputs: Range<usize>) -> Self {
+        let weight = self.weight.part(outputs.clone(), 0..self.weight.inputs());
+        let bias = self.bias[outputs.clone()].to_vec();
+        Self { weight: Arc::new(weight), bias, outputs: outputs.len(), ..*self }
+    }
+
+    /// The part that gives a summand of all outputs, from `inputs`; one of the parts `adds_bias`.
+    #[must_use]
+    pub fn taking(&self, inputs: Range<usize>, adds_bias: bool) -> Self {
+        let weight = self.weight.part(0..self.outputs, inputs);
+        let bias = if adds_bias { self.bias.clone() } else { vec![0.0; self.outputs] };
+        Self { weight: Arc::new(weight), bias, ..*self }
+    }
+
+    /// Channels of its input.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.weight.inputs()
     }
 
     /// Bytes the weights take.

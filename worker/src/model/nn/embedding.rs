@@ -39,7 +39,7 @@ impl Sinusoid {
 }
 
 /// Two linear layers with SiLU between: `time_embedding` and `add_embedding`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,

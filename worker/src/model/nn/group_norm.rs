@@ -6,10 +6,11 @@ use crate::model::exchange::{Exchange, Moments};
 use candle_core::Tensor;
 use protocol::Site;
 use protocol::plan::Ask;
+use std::ops::Range;
 
 /// Group normalisation. Statistics are f32 (count, mean, squared deviations), never squares of
 /// values, which overflow and cancel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GroupNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
@@ -34,6 +35,31 @@ impl GroupNorm {
                 channels,
             ),
         })
+    }
+
+    /// The part that normalises some of the groups.
+    #[must_use]
+    pub fn of_groups(&self, groups: Range<usize>) -> Self {
+        let channels = self.channels_of(groups.clone());
+        Self {
+            weight: self.weight[channels.clone()].to_vec(),
+            bias: self.bias[channels].to_vec(),
+            groups: groups.len(),
+            ..*self
+        }
+    }
+
+    /// How many groups there are.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// The channels of some of the groups.
+    #[must_use]
+    pub fn channels_of(&self, groups: Range<usize>) -> Range<usize> {
+        let per_group = self.weight.len() / self.groups;
+        groups.start * per_group..groups.end * per_group
     }
 
     /// `x` [batch, .., channels], normalised.

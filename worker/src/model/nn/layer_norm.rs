@@ -5,7 +5,7 @@ use crate::kernels::{self, Isa};
 use candle_core::Tensor;
 
 /// Layer normalisation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,

@@ -4,11 +4,13 @@ use super::{Loader, Result, tensor, view, with_last};
 use crate::kernels::{self, Activation, Epilogue, Isa, Packed};
 use crate::model::weights::Values;
 use candle_core::Tensor;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// `y = x W^T + b`, over the last dimension.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Packed,
+    weight: Arc<Packed>,
     bias: Option<Vec<f32>>,
 }
 
@@ -29,7 +31,7 @@ impl Linear {
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
         let weight = Packed::pack(load_weight(loader, inputs, outputs)?.stored(), outputs, inputs);
         let bias = bias.then(|| loader.values_f32("bias", &[outputs])).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight: Arc::new(weight), bias })
     }
 
     /// Several layers of the same input as one, their outputs side by side.
@@ -50,7 +52,30 @@ impl Linear {
         let weight = Packed::pack(joined.stored(), outputs * loaders.len(), inputs);
         let biases = loaders.iter().map(|loader| loader.values_f32("bias", &[outputs]));
         let bias = bias.then(|| biases.collect::<Result<Vec<_>>>()).transpose()?;
-        Ok(Self { weight, bias: bias.map(|biases| biases.concat()) })
+        Ok(Self { weight: Arc::new(weight), bias: bias.map(|biases| biases.concat()) })
+    }
+
+    /// The part that gives `outputs`, side by side.
+    #[must_use]
+    pub fn giving(&self, outputs: &[Range<usize>]) -> Self {
+        let depth = 0..self.weight.depth();
+        let part = |bias: &Vec<f32>| {
+            outputs.iter().flat_map(|range| &bias[range.clone()]).copied().collect()
+        };
+        Self {
+            weight: Arc::new(self.weight.part(outputs, &[depth])),
+            bias: self.bias.as_ref().map(part),
+        }
+    }
+
+    /// The part that gives a summand of all outputs, from `inputs`; one of the parts `adds_bias`.
+    #[must_use]
+    pub fn taking(&self, inputs: Range<usize>, adds_bias: bool) -> Self {
+        let outputs = 0..self.weight.outputs();
+        Self {
+            weight: Arc::new(self.weight.part(&[outputs], &[inputs])),
+            bias: self.bias.clone().filter(|_| adds_bias),
+        }
     }
 
     /// Outputs per row.
@@ -92,9 +117,9 @@ impl Linear {
 }
 
 /// The feed-forward input projection of a transformer: `hidden * gelu(gate)`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Geglu {
-    weight: Packed,
+    weight: Arc<Packed>,
     bias: Vec<f32>,
     inner: usize,
 }
@@ -106,8 +131,25 @@ impl Geglu {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, inner: usize) -> Result<Self> {
         let values = load_weight(loader, inputs, 2 * inner)?;
-        let weight = Packed::pack_geglu(values.stored(), inner, inputs);
+        let weight = Arc::new(Packed::pack_geglu(values.stored(), inner, inputs));
         Ok(Self { weight, bias: loader.values_f32("bias", &[2 * inner])?, inner })
+    }
+
+    /// Outputs per row.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.inner
+    }
+
+    /// The part that gives `outputs`.
+    #[must_use]
+    pub fn giving(&self, outputs: Range<usize>) -> Self {
+        let gates = self.inner + outputs.start..self.inner + outputs.end;
+        let bias = [&self.bias[outputs.clone()], &self.bias[gates]].concat();
+        let inner = outputs.len();
+        let depth = 0..self.weight.depth();
+        let weight = self.weight.part(&[outputs], &[depth]);
+        Self { weight: Arc::new(weight), bias, inner }
     }
 
     /// Bytes the weights take.

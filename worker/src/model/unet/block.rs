@@ -1,14 +1,14 @@
 //! The blocks of a UNet: down, middle, up.
 
 use super::config::UNetConfig;
-use super::resnet::{ResnetBlock, ResnetShape, Upsample};
+use super::resnet::{Downsample, ResnetBlock, ResnetShape, Upsample};
 use super::transformer::{Transformer, TransformerShape};
 use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
-use crate::model::nn::conv::Conv3x3;
 use crate::model::nn::{Loader, tensor, view};
 use candle_core::Tensor;
+use protocol::plan::Shard;
 
 /// What a block needs besides its input.
 #[derive(Debug)]
@@ -22,13 +22,18 @@ pub struct Conditions<'a, I> {
 }
 
 /// A residual block, and the attention after it if its resolution has any.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layer {
     resnet: ResnetBlock,
     attention: Option<Transformer>,
 }
 
 impl Layer {
+    fn of_shard(&self, shard: Shard) -> Self {
+        let attention = self.attention.as_ref().map(|attention| attention.of_shard(shard));
+        Self { resnet: self.resnet.of_shard(shard), attention }
+    }
+
     fn bytes(&self) -> usize {
         self.resnet.bytes() + self.attention.as_ref().map_or(0, Transformer::bytes)
     }
@@ -47,7 +52,7 @@ impl Layer {
 }
 
 /// The layers of a block.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Layers(Vec<Layer>);
 
 impl Layers {
@@ -70,6 +75,10 @@ impl Layers {
             Ok(Layer { resnet, attention: attention.transpose()? })
         };
         Ok(Self(inputs.enumerate().map(layer).collect::<Result<_>>()?))
+    }
+
+    fn of_shard(&self, shard: Shard) -> Self {
+        Self(self.0.iter().map(|layer| layer.of_shard(shard)).collect())
     }
 
     fn bytes(&self) -> usize {
@@ -98,10 +107,10 @@ fn transformer_shape(config: &UNetConfig, resolution: usize) -> TransformerShape
 }
 
 /// `DownBlock2D` and `CrossAttnDownBlock2D`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DownBlock {
     layers: Layers,
-    downsampler: Option<Conv3x3>,
+    downsampler: Option<Downsample>,
 }
 
 impl DownBlock {
@@ -117,15 +126,21 @@ impl DownBlock {
         let layers =
             Layers::load(loader, config, resolution, config.down_attention[resolution], inputs)?;
         let last = resolution + 1 == config.block_channels.len();
-        let downsampler = (!last)
-            .then(|| Conv3x3::load(&loader.at("downsamplers.0.conv"), channels, channels, 2));
+        let downsampler = (!last).then(|| Downsample::load(&loader.at("downsamplers.0"), channels));
         Ok(Self { layers, downsampler: downsampler.transpose()? })
     }
 
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.layers.bytes() + self.downsampler.as_ref().map_or(0, Conv3x3::bytes)
+        self.layers.bytes() + self.downsampler.as_ref().map_or(0, Downsample::bytes)
+    }
+
+    /// The part that one of several ranks computes.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let downsampler = self.downsampler.as_ref().map(|sampler| sampler.of_shard(shard));
+        Self { layers: self.layers.of_shard(shard), downsampler }
     }
 
     /// The keys and values of the text for every attention, in `forward`'s order.
@@ -159,7 +174,7 @@ impl DownBlock {
 }
 
 /// `UNetMidBlock2DCrossAttn`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MidBlock {
     first: Layer,
     last: ResnetBlock,
@@ -187,6 +202,12 @@ impl MidBlock {
         self.first.bytes() + self.last.bytes()
     }
 
+    /// The part that one of several ranks computes.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        Self { first: self.first.of_shard(shard), last: self.last.of_shard(shard) }
+    }
+
     /// The keys and values of the text for its attention.
     ///
     /// # Errors
@@ -210,7 +231,7 @@ impl MidBlock {
 }
 
 /// `UpBlock2D` and `CrossAttnUpBlock2D`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct UpBlock {
     layers: Layers,
     upsampler: Option<Upsample>,
@@ -242,6 +263,13 @@ impl UpBlock {
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.layers.bytes() + self.upsampler.as_ref().map_or(0, Upsample::bytes)
+    }
+
+    /// The part that one of several ranks computes.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let upsampler = self.upsampler.as_ref().map(|sampler| sampler.of_shard(shard));
+        Self { layers: self.layers.of_shard(shard), upsampler }
     }
 
     /// The keys and values of the text for every attention, in `forward`'s order.

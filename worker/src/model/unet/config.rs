@@ -37,6 +37,18 @@ pub struct UNetConfig {
 }
 
 impl UNetConfig {
+    /// How many shards the network has at most: each needs a head of every attention and a group of
+    /// every norm.
+    #[must_use]
+    pub fn shards_max(&self) -> usize {
+        let attends = |block: usize| {
+            let up = self.up_attention.len() - 1 - block;
+            self.down_attention[block] || self.up_attention[up] || up == 0
+        };
+        let blocks = (0..self.heads.len()).filter(|block| attends(*block));
+        blocks.map(|block| self.heads[block]).fold(self.norm_groups, usize::min)
+    }
+
     /// Reads `unet/config.json`.
     ///
     /// # Errors

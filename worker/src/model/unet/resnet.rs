@@ -1,16 +1,18 @@
 //! Residual blocks and resampling, of the UNet and of the VAE.
 
-use crate::kernels::{self, Activation};
+use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
 use crate::model::nn::conv::Conv3x3;
 use crate::model::nn::group_norm::GroupNorm;
 use crate::model::nn::linear::{Finish, Linear};
+use crate::model::nn::shard::Sum;
 use crate::model::nn::{Loader, tensor, view};
 use candle_core::Tensor;
+use protocol::plan::Shard;
 
 /// `ResnetBlock2D`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv3x3,
@@ -18,6 +20,7 @@ pub struct ResnetBlock {
     norm2: GroupNorm,
     conv2: Conv3x3,
     conv_shortcut: Option<Linear>,
+    sum: Sum,
 }
 
 /// The shape of a [`ResnetBlock`].
@@ -53,7 +56,27 @@ impl ResnetBlock {
             norm2: GroupNorm::load(&loader.at("norm2"), outputs, groups, eps)?,
             conv2: Conv3x3::load(&loader.at("conv2"), outputs, outputs, 1)?,
             conv_shortcut: conv_shortcut.transpose()?,
+            sum: Sum::load(loader, outputs),
         })
+    }
+
+    /// The part that computes some of the groups between its convolutions.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let groups = shard.range(self.norm2.groups());
+        let hidden = self.norm2.channels_of(groups.clone());
+        let giving = |linear: &Linear| linear.giving(std::slice::from_ref(&hidden));
+        let inputs = shard.range(self.conv1.inputs());
+        let shortcut = |linear: &Linear| linear.taking(inputs.clone(), shard.is_first());
+        Self {
+            norm1: self.norm1.clone(),
+            conv1: self.conv1.giving(hidden.clone()),
+            time_emb_proj: self.time_emb_proj.as_ref().map(giving),
+            norm2: self.norm2.of_groups(groups),
+            conv2: self.conv2.taking(hidden.clone(), shard.is_first()),
+            conv_shortcut: self.conv_shortcut.as_ref().map(shortcut),
+            sum: self.sum.of_shard(shard),
+        }
     }
 
     /// Bytes the weights take.
@@ -89,17 +112,63 @@ impl ResnetBlock {
         // 2. Second convolution, on top of the shortcut.
         let normed = self.norm2.forward_silu(&hidden, exchange)?;
         drop(hidden);
-        let shortcut = self.conv_shortcut.as_ref().map(|conv| conv.forward(x)).transpose()?;
-        let residual = Some(shortcut.as_ref().unwrap_or(x));
-        let finish = Finish { activation: Activation::None, residual };
-        self.conv2.forward_with(&normed, None, finish, exchange)
+        let shortcut = self.conv_shortcut.as_ref();
+        let shortcut = shortcut.map(|conv| conv.forward(&self.sum.cut(x)?)).transpose()?;
+        let finish = match &shortcut {
+            // A summand of the shortcut, as this is one of the convolution.
+            Some(shortcut) => Finish { residual: Some(shortcut), ..Finish::default() },
+            None => self.sum.finish(x),
+        };
+        let out = self.conv2.forward_with(&normed, None, finish, exchange)?;
+        self.sum.over(out, exchange)
+    }
+}
+
+/// `Downsample2D`: a convolution with stride 2.
+#[derive(Clone, Debug)]
+pub struct Downsample {
+    conv: Conv3x3,
+    sum: Sum,
+}
+
+impl Downsample {
+    /// The downsampler at `loader`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another shape.
+    pub fn load(loader: &Loader<'_>, channels: usize) -> Result<Self> {
+        let conv = Conv3x3::load(&loader.at("conv"), channels, channels, 2)?;
+        Ok(Self { conv, sum: Sum::load(&loader.placed(loader.place().halved()), channels) })
+    }
+
+    /// The part that reads some of the channels.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let conv = self.conv.taking(shard.range(self.conv.inputs()), shard.is_first());
+        Self { conv, sum: self.sum.of_shard(shard) }
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.conv.bytes()
+    }
+
+    /// `x` [batch, rows, columns, channels] to [batch, rows / 2, columns / 2, channels], rounded up.
+    ///
+    /// # Errors
+    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        let out = self.conv.forward(&self.sum.cut(x)?, exchange)?;
+        self.sum.over(out, exchange)
     }
 }
 
 /// `Upsample2D`: nearest neighbour, then a convolution at the new resolution.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Upsample {
     conv: Conv3x3,
+    sum: Sum,
 }
 
 impl Upsample {
@@ -108,8 +177,16 @@ impl Upsample {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, channels: usize) -> Result<Self> {
-        let above = loader.at("conv").placed(loader.place().doubled());
-        Ok(Self { conv: Conv3x3::load(&above, channels, channels, 1)? })
+        let above = loader.placed(loader.place().doubled());
+        let conv = Conv3x3::load(&above.at("conv"), channels, channels, 1)?;
+        Ok(Self { conv, sum: Sum::load(&above, channels) })
+    }
+
+    /// The part that reads some of the channels.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let conv = self.conv.taking(shard.range(self.conv.inputs()), shard.is_first());
+        Self { conv, sum: self.sum.of_shard(shard) }
     }
 
     /// Bytes the weights take.
@@ -123,10 +200,12 @@ impl Upsample {
     /// # Errors
     /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        let x = self.sum.cut(x)?;
         let (batch, rows, columns, channels) = x.dims4()?;
         let mut out = vec![0.0; 4 * x.elem_count()];
-        kernels::upsample2x_nearest(&mut out, &view(x)?, batch, rows, columns, channels);
+        kernels::upsample2x_nearest(&mut out, &view(&x)?, batch, rows, columns, channels);
         let doubled = tensor(out, (batch, 2 * rows, 2 * columns, channels))?;
-        self.conv.forward(&doubled, exchange)
+        let out = self.conv.forward(&doubled, exchange)?;
+        self.sum.over(out, exchange)
     }
 }

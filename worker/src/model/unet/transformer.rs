@@ -8,7 +8,9 @@ use crate::model::nn::attention::{CrossAttention, SelfAttention};
 use crate::model::nn::group_norm::GroupNorm;
 use crate::model::nn::layer_norm::LayerNorm;
 use crate::model::nn::linear::{Finish, Geglu, Linear};
+use crate::model::nn::shard::Sum;
 use candle_core::Tensor;
+use protocol::plan::Shard;
 
 /// Epsilon of the group norm before a transformer, fixed in diffusers.
 const GROUP_NORM_EPS: f64 = 1e-6;
@@ -33,7 +35,7 @@ pub struct TransformerShape {
 }
 
 /// A stack of transformer blocks between two projections.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Transformer {
     norm: GroupNorm,
     proj_in: Linear,
@@ -56,6 +58,13 @@ impl Transformer {
             .collect::<Result<_>>()?;
         let proj_out = Linear::load(&loader.at("proj_out"), channels, channels, true)?;
         Ok(Self { norm, proj_in, transformer_blocks, proj_out })
+    }
+
+    /// The part that computes some of the heads and of the feed-forward channels.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let blocks = self.transformer_blocks.iter().map(|block| block.of_shard(shard));
+        Self { transformer_blocks: blocks.collect(), ..self.clone() }
     }
 
     /// Bytes the weights take.
@@ -101,7 +110,7 @@ impl Transformer {
 }
 
 /// `BasicTransformerBlock`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct TransformerBlock {
     norm1: LayerNorm,
     attn1: SelfAttention,
@@ -110,6 +119,7 @@ struct TransformerBlock {
     norm3: LayerNorm,
     ff_in: Geglu,
     ff_out: Linear,
+    sum: Sum,
 }
 
 impl TransformerBlock {
@@ -125,7 +135,20 @@ impl TransformerBlock {
             norm3: norm("norm3")?,
             ff_in: Geglu::load(&loader.at("ff.net.0.proj"), channels, inner)?,
             ff_out: Linear::load(&loader.at("ff.net.2"), inner, channels, true)?,
+            sum: Sum::load(&loader.at("ff"), channels),
         })
+    }
+
+    fn of_shard(&self, shard: Shard) -> Self {
+        let inner = shard.range(self.ff_in.outputs());
+        Self {
+            attn1: self.attn1.of_shard(shard),
+            attn2: self.attn2.of_shard(shard),
+            ff_in: self.ff_in.giving(inner.clone()),
+            ff_out: self.ff_out.taking(inner, shard.is_first()),
+            sum: self.sum.of_shard(shard),
+            ..self.clone()
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -136,10 +159,10 @@ impl TransformerBlock {
         // 1. Attention over the image.
         let x = self.attn1.forward(&self.norm1.forward(x)?, x, exchange)?;
         // 2. Attention over the prompt.
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, &x, text_kv)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, &x, text_kv, exchange)?;
         // 3. Feed-forward.
         let hidden = self.ff_in.forward(&self.norm3.forward(&x)?)?;
-        let finish = Finish { activation: Activation::None, residual: Some(&x) };
-        self.ff_out.forward_with(&hidden, finish)
+        let out = self.ff_out.forward_with(&hidden, self.sum.finish(&x))?;
+        self.sum.over(out, exchange)
     }
 }
