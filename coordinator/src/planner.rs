@@ -83,6 +83,7 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         gn_variance: request.gn_variance,
         // Workers on CPUs compute in f32, whatever they hold their weights in.
         wire: request.wire.unwrap_or(Wire::F32),
+        probe: request.probe,
     })
 }
 
@@ -284,7 +285,7 @@ fn decode_bands(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{GnVariance, Scheduler};
+    use protocol::job::{GnVariance, Scheduler, Warmup};
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
@@ -297,7 +298,7 @@ pub(crate) mod tests {
             guidance: None,
             seed: None,
             scheduler: None,
-            warmup: 4,
+            warmup: Warmup::Calls(4),
             parallelism: Parallelism::Patch,
             mode: None,
             gn_variance: GnVariance::Population,
@@ -308,6 +309,7 @@ pub(crate) mod tests {
             bands: Bands::Auto,
             workers: None,
             stream_latents: false,
+            probe: false,
         }
     }
 

@@ -193,6 +193,55 @@ names!(
     }
 );
 
+/// Until when calls are synchronous.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub enum Warmup {
+    /// In calls 0..=K.
+    Calls(u32),
+    /// As long as what is exchanged changes much from call to call; and again whenever it does.
+    Auto,
+}
+
+/// A warm-up that is neither a number of calls nor `auto`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown warm-up `{0}`; a number of calls or auto")]
+pub struct UnknownWarmup(String);
+
+impl fmt::Display for Warmup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Calls(calls) => write!(f, "{calls}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+impl FromStr for Warmup {
+    type Err = UnknownWarmup;
+
+    fn from_str(value: &str) -> Result<Self, UnknownWarmup> {
+        match value {
+            "auto" => Ok(Self::Auto),
+            calls => calls.parse().map(Self::Calls).map_err(|_| UnknownWarmup(value.to_owned())),
+        }
+    }
+}
+
+impl From<Warmup> for String {
+    fn from(warmup: Warmup) -> Self {
+        warmup.to_string()
+    }
+}
+
+impl TryFrom<String> for Warmup {
+    type Error = UnknownWarmup;
+
+    fn try_from(value: String) -> Result<Self, UnknownWarmup> {
+        value.parse()
+    }
+}
+
 /// What a user asks for. What is left out takes the model's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest {
@@ -212,8 +261,8 @@ pub struct JobRequest {
     pub seed: Option<u64>,
     /// The sampler. None: the checkpoint's own.
     pub scheduler: Option<Scheduler>,
-    /// Calls 0..=warmup are synchronous.
-    pub warmup: u32,
+    /// Until when calls are synchronous.
+    pub warmup: Warmup,
     /// How ranks share the work of a call.
     pub parallelism: Parallelism,
     /// How ranks exchange activations after the warm-up. None: as the planner finds fit for the number
@@ -235,6 +284,8 @@ pub struct JobRequest {
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.
     pub stream_latents: bool,
+    /// Whether ranks measure how far what they exchange moves from call to call.
+    pub probe: bool,
 }
 
 /// A job with every value settled: what the workers render and the PNG records.
@@ -256,8 +307,8 @@ pub struct JobSpec {
     pub seed: u64,
     /// The sampler.
     pub scheduler: Scheduler,
-    /// Calls 0..=warmup are synchronous.
-    pub warmup: u32,
+    /// Until when calls are synchronous.
+    pub warmup: Warmup,
     /// How ranks share the work of a call.
     pub parallelism: Parallelism,
     /// How ranks exchange activations after the warm-up.
@@ -266,6 +317,8 @@ pub struct JobSpec {
     pub gn_variance: GnVariance,
     /// The type in which keys and values cross between workers.
     pub wire: Wire,
+    /// Whether ranks measure how far what they exchange moves from call to call.
+    pub probe: bool,
 }
 
 impl JobSpec {

@@ -8,6 +8,6 @@ mod peer;
 
 pub use control::{
     BandView, ClusterView, Event, FromClient, Greeting, Hello, JobView, Join, Phase, Role,
-    ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+    SiteReport, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
 };
 pub use peer::{DataHead, PeerAnswer, PeerHello};

@@ -21,7 +21,7 @@ pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
 
 use crate::id::{Rank, RunId, WorkerId};
-use crate::job::{JobSpec, Parallelism};
+use crate::job::{JobSpec, Mode, Parallelism, Warmup};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -175,6 +175,14 @@ impl Plan {
     #[must_use]
     pub fn is_naive(&self) -> bool {
         !self.spec.parallelism.has_bands() && self.spec.parallelism != Parallelism::Tensor
+    }
+
+    /// Whether `rank` measures how far what it exchanges moves, for the warm-up depends on it.
+    #[must_use]
+    pub fn adapts(&self, rank: Rank) -> bool {
+        let JobSpec { parallelism, mode, warmup, .. } = self.spec;
+        let displaces = parallelism.has_bands() && mode != Mode::FullSync;
+        displaces && warmup == Warmup::Auto && self.branch_of(rank).count() > 1
     }
 
     /// How many ranks there are.

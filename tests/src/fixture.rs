@@ -1,6 +1,6 @@
 //! The golden cases: what stock diffusers and the public DistriFusion code computed.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler, Wire};
+use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -146,11 +146,12 @@ impl Case {
             guidance: self.guidance,
             seed: self.seed,
             scheduler: self.sampler(),
-            warmup: self.warmup,
+            warmup: Warmup::Calls(self.warmup),
             parallelism: self.our_parallelism(),
             mode: self.our_mode(),
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
             wire: Wire::F32,
+            probe: false,
         }
     }
 

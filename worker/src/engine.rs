@@ -6,6 +6,7 @@
 mod calibration;
 pub mod guidance;
 pub mod run;
+mod staleness;
 
 use crate::kernels::Isa;
 use crate::model::checkpoint::Checkpoint;

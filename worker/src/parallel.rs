@@ -3,6 +3,7 @@
 //!
 //! - [`synchronous`] waits for this call's values of every peer: warm-up, `full-sync`, the decode.
 //! - [`displaced`] answers with the previous call's values and sends its own for the next one.
+//! - [`drift`] says how far what a rank sends moves from call to call.
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
 //! - [`sharded`] adds up what ranks compute with their parts of each layer: a baseline.
@@ -13,10 +14,13 @@
 //!   `no-sync` those of the last synchronous one), waited for; what a run computes does not depend on timing, fabric or order of arrival (S-5).
 //! - **P-2 two versions**: a displaced site consumes its peers' values before it posts its own, a
 //!   synchronous one posts before it consumes; so no slot ever has more than two versions that
-//!   are not consumed, told apart by the parity of the call.
+//!   are not consumed, told apart by the parity of the call. A synchronous call after a displaced one
+//!   (`--warmup auto`) leaves a version unconsumed; there ranks begin a call only when all have ended
+//!   the one before (P-3, in [`drift`]).
 
 mod arena;
 pub mod displaced;
+pub mod drift;
 pub mod mesh;
 pub mod naive;
 pub mod rows;

@@ -372,6 +372,7 @@ fn run_of(message: &ToCoordinator) -> Option<RunId> {
         ToCoordinator::Notice { run, .. }
         | ToCoordinator::Entered { run, .. }
         | ToCoordinator::Stepped { run, .. }
+        | ToCoordinator::Probed { run, .. }
         | ToCoordinator::Decoded { run, .. }
         | ToCoordinator::Failed { run, .. }
         | ToCoordinator::Aborted { run } => Some(*run),

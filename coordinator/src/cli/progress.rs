@@ -22,6 +22,7 @@ pub(super) struct Progress {
     seed: Option<u64>,
     finished: Option<Finished>,
     bands: usize,
+    calls: u32,
 }
 
 #[derive(Debug)]
@@ -37,6 +38,7 @@ struct Finished {
     seconds_per_step: f64,
     seconds: f64,
     waits: Vec<WaitView>,
+    displaced_calls: u32,
 }
 
 impl Progress {
@@ -48,7 +50,7 @@ impl Progress {
             (_, _, true) => Style::Bar(bar()),
             _ => Style::Lines,
         };
-        Self { style, seed: None, finished: None, bands: 0 }
+        Self { style, seed: None, finished: None, bands: 0, calls: 0 }
     }
 
     pub(super) fn accepted(&mut self, job: JobId, ahead: u32) -> io::Result<()> {
@@ -78,11 +80,13 @@ impl Progress {
                 self.seed = Some(spec.seed);
                 self.bands = bands.len();
             }
-            Event::Finished { seconds_per_step, seconds, waits, .. } => {
+            Event::Step { calls, .. } => self.calls = *calls,
+            Event::Finished { seconds_per_step, seconds, waits, displaced_calls, .. } => {
                 self.finished = Some(Finished {
                     seconds_per_step: *seconds_per_step,
                     seconds: *seconds,
                     waits: waits.clone(),
+                    displaced_calls: *displaced_calls,
                 });
             }
             _ => {}
@@ -106,7 +110,15 @@ impl Progress {
                     finished.seconds
                 ))?;
                 latents.map_or(Ok(()), |path| say(&format!("{}", path.display())))?;
-                if self.bands > 1 { say(&waits(finished)) } else { Ok(()) }
+                if self.bands > 1 {
+                    say(&format!(
+                        "{}; {} of {} calls displaced",
+                        waits(finished),
+                        finished.displaced_calls,
+                        self.calls
+                    ))?;
+                }
+                Ok(())
             }
         }
     }
@@ -271,21 +283,26 @@ fn draw(bar: &ProgressBar, event: &Event) {
 mod tests {
     use super::*;
 
+    fn step(call: u32, calls: u32) -> Event {
+        let (seconds, waited) = (0.5, 0.0);
+        Event::Step { call, calls, seconds, waited, displaced: true, change: Some(0.125) }
+    }
+
     #[test]
     fn json_events_are_flat_and_named() {
-        let event = Event::Step { call: 3, calls: 30, seconds: 0.5, waited: 0.0 };
-        let wanted =
-            json!({ "event": "step", "call": 3, "calls": 30, "seconds": 0.5, "waited": 0.0 });
-        assert_eq!(flat(&event), wanted);
+        let wanted = json!({
+            "event": "step", "call": 3, "calls": 30, "seconds": 0.5, "waited": 0.0,
+            "displaced": true, "change": 0.125,
+        });
+        assert_eq!(flat(&step(3, 30)), wanted);
     }
 
     #[test]
     fn a_pipe_gets_about_ten_lines_of_steps() {
         for calls in [1, 2, 7, 30, 1000] {
-            let step = |call| Event::Step { call, calls, seconds: 0.1, waited: 0.0 };
-            let lines = (1..=calls).filter_map(|call| line(&step(call))).count();
+            let lines = (1..=calls).filter_map(|call| line(&step(call, calls))).count();
             assert!(lines <= 10 && lines >= usize::try_from(calls.min(10)).unwrap(), "{lines}");
-            assert!(line(&step(calls)).is_some(), "the last step has a line");
+            assert!(line(&step(calls, calls)).is_some(), "the last step has a line");
         }
     }
 }

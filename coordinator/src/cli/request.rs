@@ -1,7 +1,7 @@
 //! The options that say what to render.
 
 use protocol::job::{
-    Bands, CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Wire,
+    Bands, CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Warmup, Wire,
 };
 use std::path::PathBuf;
 
@@ -31,9 +31,10 @@ pub(super) struct RequestArgs {
     /// [default: the checkpoint's own].
     #[arg(long, value_name = "NAME")]
     scheduler: Option<Scheduler>,
-    /// The first K+1 model calls are synchronous.
-    #[arg(long, value_name = "K", default_value_t = 4)]
-    warmup: u32,
+    /// The first K+1 model calls are synchronous; or auto: calls are, as long as what is exchanged
+    /// changes much from call to call.
+    #[arg(long, value_name = "K", default_value_t = Warmup::Calls(4))]
+    warmup: Warmup,
     /// How workers exchange activations after the warm-up: full-sync (exact), or one call old with
     /// group statistics that are corrected, stale, sync-gn (waited for) or separate (each worker's
     /// own); no-sync is separate with nothing sent [default: corrected; full-sync below 10 steps].
@@ -98,6 +99,7 @@ impl RequestArgs {
             model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
             workers: local.or(self.workers),
             stream_latents,
+            probe: false,
         }
     }
 }

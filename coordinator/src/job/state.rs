@@ -23,6 +23,7 @@ pub struct RunState {
     calls: u32,
     steps_done: u32,
     step_seconds: f64,
+    displaced_calls: u32,
     latent: String,
 }
 
@@ -44,6 +45,8 @@ struct Step {
     rank: Rank,
     took_us: u64,
     waited_us: u64,
+    displaced: bool,
+    change: Option<f32>,
     latent: Bytes,
 }
 
@@ -62,6 +65,7 @@ impl RunState {
             calls: 0,
             steps_done: 0,
             step_seconds: 0.0,
+            displaced_calls: 0,
             latent: String::new(),
             plan,
         }
@@ -118,7 +122,16 @@ impl RunState {
         match message {
             ToCoordinator::Notice { text, .. } => Ok(Some((Event::Notice { text }, Bytes::new()))),
             ToCoordinator::Entered { phase, .. } => Ok(self.entered(rank, phase)),
-            ToCoordinator::Stepped { call, calls, took_us, waited_us, posted_bytes, .. } => {
+            ToCoordinator::Stepped {
+                call,
+                calls,
+                took_us,
+                waited_us,
+                posted_bytes,
+                displaced,
+                change,
+                ..
+            } => {
                 self.calls = calls;
                 self.ranks[rank.index()].waited_us += waited_us;
                 self.ranks[rank.index()].posted_bytes += posted_bytes;
@@ -126,8 +139,11 @@ impl RunState {
                     self.ranks[rank.index()].computed_us += took_us.saturating_sub(waited_us);
                     self.ranks[rank.index()].calls += 1;
                 }
-                let step = Step { rank, took_us, waited_us, latent: payload };
+                let step = Step { rank, took_us, waited_us, displaced, change, latent: payload };
                 self.stepped(call, step)
+            }
+            ToCoordinator::Probed { sites, .. } => {
+                Ok(Some((Event::Probed { rank: rank.0, sites }, Bytes::new())))
             }
             ToCoordinator::Decoded { waited_us, .. } => {
                 self.ranks[rank.index()].waited_us += waited_us;
@@ -161,6 +177,8 @@ impl RunState {
         let waited = seconds_of(steps.iter().map(|step| step.waited_us).max());
         self.steps_done = self.steps_done.max(call + 1);
         self.step_seconds += seconds;
+        let displaced = steps.iter().any(|step| step.displaced);
+        self.displaced_calls += u32::from(displaced);
         let last = self.steps_done == self.calls;
         let latent =
             if self.stream_latents || last { self.whole_latent(&steps) } else { Bytes::new() };
@@ -168,7 +186,9 @@ impl RunState {
             self.latent = blake3::hash(&latent).to_hex().to_string();
         }
         let payload = if self.stream_latents { latent } else { Bytes::new() };
-        let event = Event::Step { call: call + 1, calls: self.calls, seconds, waited };
+        let change = steps.iter().find_map(|step| step.change);
+        let (call, calls) = (call + 1, self.calls);
+        let event = Event::Step { call, calls, seconds, waited, displaced, change };
         Ok(Some((event, payload)))
     }
 
@@ -214,6 +234,7 @@ impl RunState {
             seconds: now.saturating_sub(self.started).as_secs_f64(),
             waits: waits.collect(),
             latent: self.latent.clone(),
+            displaced_calls: self.displaced_calls,
         }
     }
 
@@ -254,6 +275,8 @@ mod tests {
             took_us: 1_000_000 * u64::from(rank + 1),
             waited_us: 500_000,
             posted_bytes: 7,
+            displaced: call > 0,
+            change: None,
         };
         (message, Bytes::from(vec![fill; band * VALUE_BYTES]))
     }
@@ -266,7 +289,9 @@ mod tests {
         let (message, payload) = stepped(&state, 0, 0, 1);
         let due = state.handle(Rank(0), message, payload, Duration::ZERO).unwrap();
         let (event, latent) = due.unwrap();
-        assert_eq!(event, Event::Step { call: 1, calls: 2, seconds: 2.0, waited: 0.5 });
+        let (displaced, change) = (false, None);
+        let (seconds, waited) = (2.0, 0.5);
+        assert_eq!(event, Event::Step { call: 1, calls: 2, seconds, waited, displaced, change });
         let geometry = state.plan.geometry;
         let plane = size(geometry.rows * geometry.columns) * VALUE_BYTES;
         assert_eq!(latent.len(), plane * size(geometry.channels));

@@ -3,7 +3,7 @@
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::job::{JobRequest, JobSpec, ModelCard};
-use crate::plan::{Branch, Geometry, Plan};
+use crate::plan::{Branch, Geometry, Plan, SiteSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -98,6 +98,18 @@ pub enum ToCoordinator {
         waited_us: u64,
         /// Bytes posted to peers in the call.
         posted_bytes: u64,
+        /// Whether peers' values were one call old, or older.
+        displaced: bool,
+        /// How far keys and values moved since the call before, if the warm-up depends on it:
+        /// relative L2, the same on all ranks that measure it.
+        change: Option<f32>,
+    },
+    /// What this rank measured in a run that asked for it.
+    Probed {
+        /// The run it belongs to.
+        run: RunId,
+        /// Each site whose values are ever stale.
+        sites: Vec<SiteReport>,
     },
     /// The rows to decode are decoded. Payload: RGB bytes [rows, width, 3], 8 bits a channel.
     Decoded {
@@ -222,6 +234,17 @@ pub enum Event {
         seconds: f64,
         /// The longest that a rank waited for peers, in seconds.
         waited: f64,
+        /// Whether peers' values were one call old, or older.
+        displaced: bool,
+        /// How far keys and values moved since the call before, if the warm-up depends on it.
+        change: Option<f32>,
+    },
+    /// What a rank measured of its exchange, if the job asked for it.
+    Probed {
+        /// The rank.
+        rank: u16,
+        /// Each site whose values are ever stale.
+        sites: Vec<SiteReport>,
     },
     /// The image is there. Payload: RGB bytes [height, width, 3], 8 bits a channel.
     Finished {
@@ -233,12 +256,26 @@ pub enum Event {
         waits: Vec<WaitView>,
         /// Hex blake3 of the final latent, little-endian f32 [channels, rows, columns].
         latent: String,
+        /// Model calls in which peers' values were one call old, or older.
+        displaced_calls: u32,
     },
     /// The job ended without an image.
     Failed {
         /// Why.
         fault: Fault,
     },
+}
+
+/// What a rank measured at an exchange point.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SiteReport {
+    /// The exchange point.
+    pub site: SiteSpec,
+    /// Bytes the rank posted for it in all calls, to all peers.
+    pub bytes: u64,
+    /// How far what it sends had moved in each call from the second on, since the call before: the
+    /// relative L2 distance of the stale values to the fresh ones.
+    pub distances: Vec<f32>,
 }
 
 /// The phases of a run.

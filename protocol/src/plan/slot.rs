@@ -32,6 +32,8 @@ pub enum Ask {
     Summand,
     /// The sender's part of the sum, which follows from all ranks' summands, in a tensor plan.
     Sum,
+    /// How far the sender's keys and values moved since the call before, if the warm-up depends on it.
+    Change,
     /// The latent rows to decode, from the ranks that report them, if they are not all of the own
     /// band.
     Latent,
@@ -189,6 +191,7 @@ fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
             Some(plan.shard(part)?.range(whole).len())
         }
         Ask::Summand | Ask::Sum => None,
+        Ask::Change => (plan.adapts(from) && plan.adapts(to)).then_some(1),
         Ask::Prediction | Ask::Latent => {
             rows_sent(plan, spec.ask, from, to).map(|band| to_usize(band.rows) * row)
         }

@@ -5,13 +5,13 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::job::{
     Bands, CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
-    Scheduler, Wire,
+    Scheduler, Warmup, Wire,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
-    PeerHello, Phase, Role, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+    PeerHello, Phase, Role, SiteReport, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
 };
-use protocol::plan::{Band, Branch, Digest, Geometry, Member, Plan};
+use protocol::plan::{Ask, Band, Branch, Digest, Geometry, Member, Plan, SiteSpec, Stage};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use std::net::{IpAddr, SocketAddr};
 
@@ -73,7 +73,7 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 guidance,
                 seed,
                 scheduler,
-                warmup,
+                warmup: if warmup % 5 == 0 { Warmup::Auto } else { Warmup::Calls(warmup) },
                 parallelism: if warmup % 2 == 0 {
                     Parallelism::Patch
                 } else {
@@ -82,6 +82,7 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 mode,
                 gn_variance,
                 wire: Wire::Bf16,
+                probe: warmup % 3 == 0,
             }
         },
     )
@@ -110,6 +111,7 @@ fn request() -> impl Strategy<Value = JobRequest> {
             model,
             workers,
             stream_latents,
+            probe: spec.probe,
         },
     )
 }
@@ -203,8 +205,20 @@ pub(crate) fn greeting() -> impl Strategy<Value = Greeting> {
 pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
     let stepped = (run_id(), any::<(u32, u32, u64, u64, u64)>()).prop_map(|(run, numbers)| {
         let (call, calls, took_us, waited_us, posted_bytes) = numbers;
-        ToCoordinator::Stepped { run, call, calls, took_us, waited_us, posted_bytes }
+        let (displaced, change) = (call % 2 == 0, (calls % 2 == 0).then_some(0.5));
+        ToCoordinator::Stepped {
+            run,
+            call,
+            calls,
+            took_us,
+            waited_us,
+            posted_bytes,
+            displaced,
+            change,
+        }
     });
+    let probed =
+        (run_id(), site_reports()).prop_map(|(run, sites)| ToCoordinator::Probed { run, sites });
     let decoded = (run_id(), any::<(u64, u64)>())
         .prop_map(|(run, (took_us, waited_us))| ToCoordinator::Decoded { run, took_us, waited_us });
     prop_oneof![
@@ -212,6 +226,7 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         (run_id(), text()).prop_map(|(run, text)| ToCoordinator::Notice { run, text }),
         (run_id(), phase()).prop_map(|(run, phase)| ToCoordinator::Entered { run, phase }),
         stepped,
+        probed,
         decoded,
         (run_id(), fault()).prop_map(|(run, fault)| ToCoordinator::Failed { run, fault }),
         run_id().prop_map(|run| ToCoordinator::Aborted { run }),
@@ -231,6 +246,16 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
         request().prop_map(|request| FromClient::Submit(Box::new(request))),
         Just(FromClient::Status),
     ]
+}
+
+fn site_reports() -> impl Strategy<Value = Vec<SiteReport>> {
+    let report = (text(), any::<(u32, i8, u64)>(), vec(0.0_f32..2.0, 0..5));
+    let report = report.prop_map(|(path, (channels, halvings, bytes), distances)| SiteReport {
+        site: SiteSpec { path, ask: Ask::Gather, stage: Stage::Denoise, channels, halvings },
+        bytes,
+        distances,
+    });
+    vec(report, 0..3)
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -265,13 +290,17 @@ fn event() -> impl Strategy<Value = Event> {
             call,
             calls,
             seconds: 1.5,
-            waited: 0.25
+            waited: 0.25,
+            displaced: call % 2 == 0,
+            change: Some(0.125)
         }),
+        (any::<u16>(), site_reports()).prop_map(|(rank, sites)| Event::Probed { rank, sites }),
         (waits, text()).prop_map(|(waits, latent)| Event::Finished {
             seconds_per_step: 1.0,
             seconds: 9.0,
             waits,
             latent,
+            displaced_calls: 3,
         }),
         fault().prop_map(|fault| Event::Failed { fault }),
     ]

@@ -1,7 +1,7 @@
 //! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
 
 use protocol::Call;
-use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Wire};
+use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Warmup, Wire};
 use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,6 +26,7 @@ fn checkpoint(model: &str) -> Arc<Checkpoint> {
 /// Four steps of 128x128 with torch's variance: tiny-sdxl has 4 row units there, tiny-sd15 has 8.
 fn spec(case: &str, mode: Mode, warmup: u32) -> JobSpec {
     let spec = fixture::case("single.json", case).spec();
+    let warmup = Warmup::Calls(warmup);
     JobSpec { steps: 4, mode, warmup, gn_variance: GnVariance::Population, ..spec }
 }
 

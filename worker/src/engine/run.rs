@@ -2,6 +2,7 @@
 
 use super::Run;
 use super::guidance::guide;
+use super::staleness::Staleness;
 use crate::model::checkpoint::{Checkpoint, TextEmbedding};
 use crate::model::exchange::{Dense, Exchange};
 use crate::model::nn::{tensor, view};
@@ -12,7 +13,7 @@ use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
 use bytes::Bytes;
 use candle_core::Tensor;
-use protocol::job::{JobSpec, Mode, Parallelism};
+use protocol::job::{JobSpec, Parallelism};
 use protocol::message::{Phase, ToCoordinator};
 use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
 use protocol::{Call, Fault, FaultKind, Rank, RunId};
@@ -30,6 +31,7 @@ pub fn render(checkpoint: &Checkpoint, run: Run) {
         band.encode()
             .and_then(|conditioning| {
                 band.denoise(&conditioning)?;
+                band.report_probe();
                 band.decode()
             })
             .map_err(|error| band.locate(error))
@@ -84,6 +86,7 @@ struct BandRun<'a> {
     generator: TorchGenerator,
     latent: Tensor,
     call: u32,
+    staleness: Staleness,
     said: &'a Said,
 }
 
@@ -122,6 +125,7 @@ impl<'a> BandRun<'a> {
             latent: tensor(vec![0.0], 1)?,
             scheduler,
             call: 0,
+            staleness: Staleness::default(),
             said,
         };
         let noise = band_noise(&mut run.generator, run.geometry, run.band)?;
@@ -212,12 +216,23 @@ impl<'a> BandRun<'a> {
             naive::join(&mut self.mesh, self.plan, self.rank, call, &prediction)?
         } else {
             let last = self.call + 1 == calls;
-            let mut exchange = exchange(&mut self.mesh, self.plan, call, last);
+            let from = self.staleness.enter(self.spec, &self.mesh, call);
+            let mut exchange = exchange(&mut self.mesh, self.plan, (call, last), from);
             let prediction = self.unet.forward(&input, timestep, conditioning, &mut *exchange)?;
             drop(exchange);
+            let (place, sites) = ((self.plan, self.rank), self.checkpoint.sites());
+            self.staleness.leave(&mut self.mesh, place, sites, (call, last))?;
             rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?
         };
         guide(&both, self.spec.guidance)
+    }
+
+    /// Says what was measured at each site, if that was asked for.
+    fn report_probe(&self) {
+        if self.spec.probe {
+            let sites = self.staleness.report(&self.mesh, self.checkpoint.sites());
+            self.said.say(ToCoordinator::Probed { run: self.said.run, sites }, Bytes::new());
+        }
     }
 
     fn report_step(&mut self, calls: u32, took: Duration) -> Result<()> {
@@ -229,6 +244,8 @@ impl<'a> BandRun<'a> {
             took_us: micros(took),
             waited_us: micros(spent.waited),
             posted_bytes: spent.posted_bytes,
+            displaced: self.staleness.displaced(),
+            change: self.staleness.change(),
         };
         let reports = self.plan.reports(self.rank);
         let latent = if reports { channels_first_bytes(&self.latent)? } else { Bytes::new() };
@@ -260,16 +277,18 @@ impl<'a> BandRun<'a> {
     }
 }
 
-/// How this call's layers exchange: a call is synchronous iff the mode is or k <= warm-up.
-fn exchange<'a>(mesh: &'a mut Mesh, plan: &Plan, call: Call, last: bool) -> Box<dyn Exchange + 'a> {
-    let JobSpec { mode, warmup, parallelism, .. } = plan.spec;
-    let synchronous = mode == Mode::FullSync || call.0 <= warmup;
-    let from = if mode == Mode::NoSync { Some(Call(warmup)) } else { call.before() };
+/// How this call's layers exchange: with peers' values of the call `from`, or of this one.
+fn exchange<'a>(
+    mesh: &'a mut Mesh,
+    plan: &Plan,
+    (call, last): (Call, bool),
+    from: Option<Call>,
+) -> Box<dyn Exchange + 'a> {
     match from {
-        _ if parallelism == Parallelism::Tensor => Box::new(Sharded::new(mesh, call)),
+        _ if plan.spec.parallelism == Parallelism::Tensor => Box::new(Sharded::new(mesh, call)),
         _ if mesh.is_alone(Stage::Denoise) => Box::new(Dense),
-        Some(from) if !synchronous => Box::new(Displaced::new(mesh, mode, call, from, last)),
-        _ => Box::new(Synchronous::new(mesh, call)),
+        Some(from) => Box::new(Displaced::new(mesh, plan.spec.mode, call, from, last)),
+        None => Box::new(Synchronous::new(mesh, call)),
     }
 }
 

@@ -117,6 +117,7 @@ impl Checkpoint {
             ("prediction", Ask::Prediction),
             ("strip.rows", Ask::Strip(Axis::Rows)),
             ("strip.columns", Ask::Strip(Axis::Columns)),
+            ("change", Ask::Change),
             ("latent", Ask::Latent),
         ];
         for (path, ask) in between {

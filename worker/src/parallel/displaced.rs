@@ -3,7 +3,7 @@
 use super::mesh::Mesh;
 use super::synchronous::{
     Synchronous, post_edges, post_moments, post_tokens, receive_edges, receive_moments,
-    receive_tokens, with_variance,
+    receive_tokens, watch_edges, watch_moments, watch_tokens, with_variance,
 };
 use crate::kernels::Moment;
 use crate::model::Result;
@@ -45,6 +45,7 @@ impl Exchange for Displaced<'_> {
         if self.mesh.is_input(site) {
             return Synchronous::new(self.mesh, self.call).halo(site, x, rows);
         }
+        watch_edges(self.mesh, site, x, rows)?;
         let halo = receive_edges(self.mesh, site, self.from, x, rows)?;
         if self.posts {
             post_edges(self.mesh, site, self.call, x, rows)?;
@@ -53,6 +54,10 @@ impl Exchange for Displaced<'_> {
     }
 
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
+        if matches!(self.mode, Mode::SyncGn | Mode::FullSync) {
+            return Synchronous::new(self.mesh, self.call).moments(site, own);
+        }
+        watch_moments(self.mesh, site, own)?;
         let whole = match self.mode {
             // The mean of what all ranks had, plus how the own band changed since.
             Mode::Corrected => {
@@ -60,16 +65,14 @@ impl Exchange for Displaced<'_> {
                 corrected(&self.stale_moments(site, &before, own)?, &before, own)
             }
             Mode::Stale => mean(&self.stale_moments(site, own, own)?),
-            Mode::SyncGn | Mode::FullSync => {
-                return Synchronous::new(self.mesh, self.call).moments(site, own);
-            }
             // Statistics of the own band alone have torch's variance in the reference, too.
-            Mode::Separate | Mode::NoSync => return Ok(own.clone()),
+            _ => return Ok(own.clone()),
         };
         Ok(with_variance(self.mesh.gn_variance(), own, whole))
     }
 
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+        watch_tokens(self.mesh, site, own)?;
         let all = receive_tokens(self.mesh, site, self.from, own)?;
         if self.posts {
             post_tokens(self.mesh, site, self.call, own)?;

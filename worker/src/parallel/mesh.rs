@@ -1,6 +1,7 @@
 //! One rank's place among the others of a run: its links, what landed, what it waited.
 
 use super::arena::Arena;
+use super::drift::Drift;
 use super::wire;
 use crate::model::Result;
 use crate::model::exchange::Moments;
@@ -30,6 +31,8 @@ pub struct Mesh {
     peers: Vec<Peer>,
     arena: Arena,
     own_moments: BTreeMap<Site, Moments>,
+    drift: Option<Drift>,
+    posted: Vec<u64>,
     cancel: Option<oneshot::Receiver<Fault>>,
     spent: Spent,
 }
@@ -142,8 +145,10 @@ impl Mesh {
             wires: sites.iter().map(|site| site.wire(plan.spec.wire)).collect(),
             gn_variance: plan.spec.gn_variance,
             arena: Arena::new(peers.len(), sites.len()),
+            posted: vec![0; sites.len()],
             peers,
             own_moments: BTreeMap::new(),
+            drift: (plan.spec.probe || plan.adapts(rank)).then(|| Drift::new(plan.spec.probe)),
             cancel: Some(cancel),
             spent: Spent::default(),
         })
@@ -152,6 +157,36 @@ impl Mesh {
     /// What was spent since this was last asked.
     pub fn take_spent(&mut self) -> Spent {
         std::mem::take(&mut self.spent)
+    }
+
+    /// How far what this rank sends moved since the call before, by site, if that is measured.
+    pub fn take_distances(&mut self) -> BTreeMap<Site, f32> {
+        self.drift.as_mut().map(Drift::take).unwrap_or_default()
+    }
+
+    /// Bytes posted for `site` so far.
+    #[must_use]
+    pub fn posted_bytes(&self, site: Site) -> u64 {
+        self.posted.get(usize::from(site.0)).copied().unwrap_or(0)
+    }
+
+    /// Shows what this rank sends for `site` in this call, rows of `width` values, to who measures
+    /// how far it moves.
+    pub(super) fn watch(
+        &mut self,
+        site: Site,
+        width: usize,
+        values: impl FnOnce(&Group) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let watched = match (&self.drift, self.sites.get(usize::from(site.0))) {
+            (Some(drift), Some((ask, Stage::Denoise))) => drift.watches(*ask),
+            _ => false,
+        };
+        if watched {
+            let values = values(&self.branch)?;
+            self.drift.iter_mut().for_each(|drift| drift.see(site, &values, width));
+        }
+        Ok(())
     }
 
     /// The fault of a cancelled run.
@@ -230,6 +265,7 @@ impl Mesh {
             Peer::Own => {}
         }
         self.spent.posted_bytes += bytes.len() as u64;
+        self.posted[usize::from(site.0)] += bytes.len() as u64;
         Ok(())
     }
 

@@ -27,11 +27,13 @@ impl<'a> Synchronous<'a> {
 
 impl Exchange for Synchronous<'_> {
     fn halo(&mut self, site: Site, x: &Tensor, rows: usize) -> Result<Halo> {
+        watch_edges(self.mesh, site, x, rows)?;
         post_edges(self.mesh, site, self.call, x, rows)?;
         receive_edges(self.mesh, site, self.call, x, rows)
     }
 
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
+        watch_moments(self.mesh, site, own)?;
         self.mesh.remember(site, own);
         post_moments(self.mesh, site, self.call, own)?;
         let all = receive_moments(self.mesh, site, self.call, own)?;
@@ -39,9 +41,33 @@ impl Exchange for Synchronous<'_> {
     }
 
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+        watch_tokens(self.mesh, site, own)?;
         post_tokens(self.mesh, site, self.call, own)?;
         receive_tokens(self.mesh, site, self.call, own)
     }
+}
+
+pub(super) fn watch_edges(mesh: &mut Mesh, site: Site, x: &Tensor, rows: usize) -> Result<()> {
+    let shape = x.dims4()?;
+    mesh.watch(site, shape.3, |group| {
+        let (values, (above, below)) = (view(x)?, group.neighbours());
+        let first = above.map(|_| rows_of(&values, shape, 0, rows));
+        let last = below.map(|_| rows_of(&values, shape, shape.1 - rows, rows));
+        Ok([first, last].into_iter().flatten().flatten().collect())
+    })
+}
+
+/// Means and standard deviations, which have one unit.
+#[expect(clippy::cast_possible_truncation, reason = "for a ratio to a few digits")]
+pub(super) fn watch_moments(mesh: &mut Mesh, site: Site, own: &Moments) -> Result<()> {
+    mesh.watch(site, 1, |_| {
+        let deviation = |m2: f32| (f64::from(m2) / own.count).sqrt() as f32;
+        Ok(own.groups.iter().flat_map(|moment| [moment.mean, deviation(moment.m2)]).collect())
+    })
+}
+
+pub(super) fn watch_tokens(mesh: &mut Mesh, site: Site, own: &Tensor) -> Result<()> {
+    mesh.watch(site, own.dim(2)?, |_| Ok(view(own)?.to_vec()))
 }
 
 /// Sends the band's first rows to the rank above and its last to the one below.
