@@ -1,5 +1,7 @@
 //! The `coordinator` command.
 
+mod cluster;
+mod probe;
 mod progress;
 mod request;
 mod serve;
@@ -31,6 +33,8 @@ struct Cli {
 enum Command {
     /// Render an image, on this machine alone or on a cluster.
     Submit(Box<submit::SubmitArgs>),
+    /// Measure what old activations do to an image: at each exchange point, and in each mode.
+    Probe(Box<probe::ProbeArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
     /// Show a cluster's workers, model and jobs.
@@ -44,6 +48,7 @@ pub fn run() -> ExitCode {
     let outcome = actor::block_on(async {
         match command {
             Command::Submit(arguments) => submit::run(*arguments).await,
+            Command::Probe(arguments) => probe::run(*arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
         }

@@ -11,3 +11,4 @@ pub mod job;
 pub mod launch;
 pub mod output;
 pub mod planner;
+pub mod probe;

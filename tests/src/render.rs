@@ -19,6 +19,8 @@ pub struct Rendered {
     pub latents: Vec<Vec<f64>>,
     /// RGB bytes [height, width, 3].
     pub pixels: Vec<u8>,
+    /// Of each rank, whether its peers' values were old in each model call.
+    pub displaced: Vec<Vec<bool>>,
     /// What the user was told.
     pub notices: Vec<String>,
 }
@@ -101,6 +103,11 @@ pub fn render(
     let mut rendered = Rendered::default();
     for messages in &said {
         let mut call = 0;
+        let stepped = messages.iter().filter_map(|(message, _)| match message {
+            ToCoordinator::Stepped { displaced, .. } => Some(*displaced),
+            _ => None,
+        });
+        rendered.displaced.push(stepped.collect());
         for (message, payload) in messages {
             match message {
                 ToCoordinator::Stepped { .. } if payload.is_empty() => {}

@@ -1,39 +1,23 @@
 //! `coordinator submit`.
 
+use super::cluster::ClusterArgs;
 use super::progress::Progress;
 use super::request::RequestArgs;
-use super::{ADDRESS_DEFAULT, INTERRUPTED, TERMINATED};
 use crate::client::{Client, ClientError};
-use crate::launch::local::{LocalCluster, LocalWorkers};
 use crate::output::{Latents, Parameters, check_writable, write_png};
 use anyhow::bail;
 use bytes::Bytes;
-use protocol::FaultKind;
 use protocol::message::{Event, ToClient};
 use protocol::plan::Geometry;
-use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
-
-/// How long after its connection a worker's process may end: both happen at once.
-const OBITUARY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct SubmitArgs {
     #[command(flatten)]
     request: RequestArgs,
-    /// Start N workers on this machine for this image, and stop them after it.
-    #[arg(long, value_name = "N")]
-    local: Option<NonZeroU16>,
-    /// The coordinator to submit to.
-    #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT, conflicts_with = "local")]
-    coordinator: String,
-    /// Compute threads of each local worker [default: this machine's cores shared out].
-    #[arg(long, value_name = "N", requires = "local")]
-    threads: Option<NonZeroU16>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
     /// Where the image goes.
     #[arg(long, short, value_name = "FILE.png", default_value = "image.png")]
     out: PathBuf,
@@ -51,58 +35,8 @@ pub(super) struct SubmitArgs {
 
 pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
     check_outputs(&arguments)?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut cluster = match arguments.local {
-        Some(count) => Some(LocalCluster::start(&local_workers(&arguments, count)).await?),
-        None => None,
-    };
-    let address =
-        cluster.as_ref().map_or_else(|| arguments.coordinator.clone(), |c| c.address().to_string());
-    let outcome = {
-        let worker_died = async {
-            match &mut cluster {
-                Some(cluster) => cluster.worker_died().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            rendered = render(&arguments, &address) => rendered.map(|()| ExitCode::SUCCESS),
-            died = worker_died => Err(died.into()),
-            _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
-            _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),
-        }
-    };
-    match cluster {
-        Some(cluster) => explain(outcome, cluster).await,
-        None => outcome,
-    }
-}
-
-/// Ends the local workers. If one was lost, how its process ended says more than that it did.
-async fn explain(
-    outcome: anyhow::Result<ExitCode>,
-    mut cluster: LocalCluster,
-) -> anyhow::Result<ExitCode> {
-    let lost = outcome.as_ref().is_err_and(|error| {
-        matches!(
-            error.downcast_ref(),
-            Some(ClientError::Refused(fault))
-                if matches!(fault.kind, FaultKind::WorkerLost | FaultKind::PeerLost)
-        )
-    });
-    let died = if lost { timeout(OBITUARY, cluster.worker_died()).await.ok() } else { None };
-    cluster.stop().await;
-    died.map_or(outcome, |died| Err(died.into()))
-}
-
-fn local_workers(arguments: &SubmitArgs, count: NonZeroU16) -> LocalWorkers {
-    LocalWorkers {
-        count,
-        threads: arguments.threads,
-        model: arguments.request.model.clone(),
-        dtype: arguments.request.dtype,
-    }
+    let work = async |address: &str| render(&arguments, address).await;
+    arguments.cluster.run(&arguments.request, work).await
 }
 
 /// Finds out before anything is started whether what is rendered can be kept.
@@ -129,7 +63,7 @@ struct Heard {
 async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet);
     let mut client = Client::connect(address).await?;
-    let local = arguments.local.map(NonZeroU16::get);
+    let local = arguments.cluster.local();
     let request = arguments.request.request(local, arguments.save_latents.is_some());
     let (job, ahead) = client.submit(request).await?;
     progress.accepted(job, ahead)?;

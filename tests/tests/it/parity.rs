@@ -1,7 +1,7 @@
 //! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
 
 use protocol::Call;
-use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Warmup, Wire};
+use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
@@ -190,15 +190,37 @@ fn s5_fifty_orders_of_arrival_give_one_hash() {
     let spec = spec("sdxl-ddim", Mode::Corrected, 0);
     let even = plan_of(&checkpoint, &spec, &[(Branch::Negative, 2), (Branch::Prompt, 2)]);
     let plan = with_bands(even, &[(0, 1), (1, 3), (0, 3), (3, 1)]);
-    let hash = |rendered: &Rendered| {
-        let bytes: Vec<u8> =
-            rendered.latents.iter().flatten().flat_map(|value| value.to_le_bytes()).collect();
-        blake3::hash(&[&bytes[..], &rendered.pixels].concat())
-    };
     let prompt = hash(&run(&checkpoint, &plan));
     for seed in 1..=50 {
         let late = render(&checkpoint, &plan, links(&checkpoint, &plan, Some(seed))).unwrap();
         assert_eq!(hash(&late), prompt, "seed {seed}");
+    }
+}
+
+fn hash(rendered: &Rendered) -> blake3::Hash {
+    let latents = rendered.latents.iter().flatten();
+    let bytes: Vec<u8> = latents.flat_map(|value| value.to_le_bytes()).collect();
+    blake3::hash(&[&bytes[..], &rendered.pixels].concat())
+}
+
+/// Heun's second call of a step is closer to its first than to the next step's: with an automatic
+/// warm-up calls are synchronous, displaced, synchronous again, on all ranks alike, whatever comes late.
+#[test]
+fn s5_an_automatic_warm_up_does_not_depend_on_timing() {
+    let checkpoint = checkpoint("tiny-sdxl");
+    let case = spec("sdxl-ddim", Mode::Corrected, 0);
+    let spec = JobSpec { scheduler: Scheduler::Heun, steps: 12, warmup: Warmup::Auto, ..case };
+    let even = plan_of(&checkpoint, &spec, &[(Branch::Negative, 1), (Branch::Prompt, 3)]);
+    let plan = with_bands(even, &[(0, 4), (0, 1), (1, 2), (3, 1)]);
+    let prompt = run(&checkpoint, &plan);
+    let [alone, others @ ..] = &prompt.displaced[..] else { panic!("four ranks") };
+    assert!(!alone.contains(&true), "a rank that asks nobody is never displaced");
+    assert!(others.windows(2).all(|two| two[0] == two[1]), "ranks disagree: {others:?}");
+    assert!(others[0].windows(2).any(|two| two == [true, false]), "never back: {others:?}");
+    for seed in 1..=10 {
+        let late = render(&checkpoint, &plan, links(&checkpoint, &plan, Some(seed))).unwrap();
+        assert_eq!(late.displaced, prompt.displaced, "seed {seed}");
+        assert_eq!(hash(&late), hash(&prompt), "seed {seed}");
     }
 }
 
