@@ -32,6 +32,9 @@ pub(super) struct ProbeArgs {
     json: bool,
 }
 
+/// Letters of the prompt that a title has room for.
+const PROMPT_SHOWN: usize = 24;
+
 /// The modes in the order of the report.
 const MODES: [Mode; 6] =
     [Mode::FullSync, Mode::Corrected, Mode::SyncGn, Mode::Stale, Mode::Separate, Mode::NoSync];
@@ -107,26 +110,30 @@ async fn probe(asked: JobRequest, address: &str) -> anyhow::Result<Probed> {
     };
     let (seed, wanted) = (Some(spec.seed), asked.mode.unwrap_or(Mode::Corrected));
     let asked = JobRequest { seed, cfg_split, ..asked };
-    let mut modes = Vec::new();
+    let (mut modes, mut sites) = (Vec::new(), Vec::new());
     for mode in MODES {
         let request = JobRequest { mode: Some(mode), probe: mode == wanted, ..asked.clone() };
         let rendered = render(mode.name(), request, address).await?;
         let width = usize::try_from(spec.width)?;
+        if mode == wanted {
+            sites = summarise(&rendered.reports, u32::try_from(rendered.displaced.len())?);
+            check_measured(&sites, rendered.workers)?;
+        }
         let similarity = Similarity::of(&dense.pixels, &rendered.pixels, width);
         modes.push((mode, rendered, similarity));
     }
     let measured = MODES.iter().position(|mode| *mode == wanted).unwrap_or(0);
-    let (_, rendered, _) = &modes[measured];
-    let calls = u32::try_from(rendered.displaced.len())?;
-    let sites = summarise(&rendered.reports, calls);
+    Ok(Probed { dense, modes, measured, sites })
+}
+
+fn check_measured(sites: &[SiteSummary], workers: usize) -> anyhow::Result<()> {
     if sites.is_empty() {
         bail!(
-            "{} workers exchanged no activations: give a branch two workers or more, or leave \
-             --cfg-split out",
-            rendered.workers
+            "{workers} workers exchanged no activations: give a branch two workers or more, or \
+             leave --cfg-split out"
         );
     }
-    Ok(Probed { dense, modes, measured, sites })
+    Ok(())
 }
 
 async fn render(what: &str, request: JobRequest, address: &str) -> anyhow::Result<Rendered> {
@@ -161,9 +168,12 @@ impl Rendered {
     /// What it is an image of, and how it was sampled.
     fn title(&self) -> String {
         let Some((spec, model)) = &self.spec else { return String::new() };
+        let mut prompt: String = spec.prompt.chars().take(PROMPT_SHOWN).collect();
+        if prompt.len() < spec.prompt.len() {
+            prompt += "...";
+        }
         format!(
-            "{model}, \"{}\", {}x{}, {} steps of {}, guidance {}, seed {}, warm-up {}",
-            spec.prompt,
+            "{model}, \"{prompt}\", {}x{}, {} steps of {}, guidance {}, seed {}, warm-up {}",
             spec.width,
             spec.height,
             spec.steps,

@@ -4,6 +4,7 @@ mod ending;
 mod exact;
 mod membership;
 mod output;
+mod probe;
 mod refusal;
 
 use std::path::Path;

@@ -209,7 +209,7 @@ fn hash(rendered: &Rendered) -> blake3::Hash {
 fn s5_an_automatic_warm_up_does_not_depend_on_timing() {
     let checkpoint = checkpoint("tiny-sdxl");
     let case = spec("sdxl-ddim", Mode::Corrected, 0);
-    let spec = JobSpec { scheduler: Scheduler::Heun, steps: 12, warmup: Warmup::Auto, ..case };
+    let spec = JobSpec { scheduler: Scheduler::Heun, steps: 8, warmup: Warmup::Auto, ..case };
     let even = plan_of(&checkpoint, &spec, &[(Branch::Negative, 1), (Branch::Prompt, 3)]);
     let plan = with_bands(even, &[(0, 4), (0, 1), (1, 2), (3, 1)]);
     let prompt = run(&checkpoint, &plan);
