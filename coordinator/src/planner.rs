@@ -2,12 +2,13 @@
 
 mod bands;
 mod branches;
+mod decode;
 
 use self::branches::{Share, Sharing, Work};
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };
-use protocol::plan::{Band, Branch, Geometry, Member, Plan, split_evenly};
+use protocol::plan::{Band, Branch, Geometry, Member, Plan};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
 
@@ -36,6 +37,8 @@ pub struct Candidate {
     pub address: SocketAddr,
     /// Latent pixels a second of one prediction, as measured.
     pub speed: u64,
+    /// Memory its machine had left when it joined, in bytes.
+    pub free_bytes: u64,
 }
 
 fn invalid(cause: String) -> Fault {
@@ -83,6 +86,7 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         gn_variance: request.gn_variance,
         // Workers on CPUs compute in f32, whatever they hold their weights in.
         wire: request.wire.unwrap_or(Wire::F32),
+        decode: request.decode,
         probe: request.probe,
     })
 }
@@ -224,8 +228,12 @@ pub fn place(
         let whole = Band { top: 0, rows: geometry.rows };
         shares.iter_mut().for_each(|share| share.band = whole);
     }
-    let decodes = decode_bands(&shares, geometry).map_err(|error| invalid(error.to_string()))?;
-    let members = shares.iter().zip(decodes).map(|(share, decodes)| {
+    let bands = decode::bands(&shares, geometry).map_err(|error| invalid(error.to_string()))?;
+    let placed: Vec<&Candidate> = shares.iter().map(|share| &candidates[share.worker]).collect();
+    let (decode, why) = decode::fit(spec.decode, &bands, &placed, (geometry, card.decode_bytes));
+    reason += &why;
+    let spec = JobSpec { decode, ..spec };
+    let members = shares.iter().zip(bands).map(|(share, decodes)| {
         let candidate = &candidates[share.worker];
         Member {
             worker: candidate.worker,
@@ -272,20 +280,10 @@ fn explain_bands(shares: &[Share], speeds: &[u64]) -> String {
     format!("; bands are as tall as workers are fast: {}", speeds.join(", "))
 }
 
-/// What each rank decodes: its band, or where bands cover the image more than once an even share.
-fn decode_bands(
-    shares: &[Share],
-    geometry: Geometry,
-) -> Result<Vec<Band>, protocol::plan::BandError> {
-    let bands: Vec<Band> = shares.iter().map(|share| share.band).collect();
-    let once = bands.iter().map(|band| band.rows).sum::<u32>() == geometry.rows;
-    if once { Ok(bands) } else { split_evenly(geometry.rows, 1, bands.len()) }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{GnVariance, Scheduler, Warmup};
+    use protocol::job::{Decode, GnVariance, Scheduler, Warmup};
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
@@ -307,6 +305,7 @@ pub(crate) mod tests {
             model: None,
             cfg_split: CfgSplit::Auto,
             bands: Bands::Auto,
+            decode: Decode::Auto,
             workers: None,
             stream_latents: false,
             probe: false,
@@ -330,6 +329,7 @@ pub(crate) mod tests {
             guidance: 5.0,
             weight_bytes: 1,
             shards_max: 2,
+            decode_bytes: 1000,
         }
     }
 
@@ -340,6 +340,7 @@ pub(crate) mod tests {
             name: format!("w{number}"),
             address,
             speed: 100,
+            free_bytes: 8 << 30,
         };
         (1..=count).map(named).collect()
     }

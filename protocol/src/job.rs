@@ -170,6 +170,19 @@ names!(
 );
 
 names!(
+    /// How the last step, from the latent to pixels, is computed.
+    Decode, "decode" {
+        /// As a whole, if it fits the workers' memory; else in tiles.
+        Auto = "auto",
+        /// Exactly: each rank decodes a band and exchanges what lies beyond it.
+        Whole = "whole",
+        /// In memory that does not grow with the image: group norms take the statistics of the image in
+        /// small.
+        Tiled = "tiled",
+    }
+);
+
+names!(
     /// The variance group norms divide by.
     GnVariance, "group norm variance" {
         /// The biased variance, as in torch: synchronous runs equal the dense model.
@@ -280,6 +293,8 @@ pub struct JobRequest {
     pub cfg_split: CfgSplit,
     /// How tall workers' bands are.
     pub bands: Bands,
+    /// How the latent becomes pixels.
+    pub decode: Decode,
     /// How many workers render it. None: all that are there when it starts.
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.
@@ -317,6 +332,8 @@ pub struct JobSpec {
     pub gn_variance: GnVariance,
     /// The type in which keys and values cross between workers.
     pub wire: Wire,
+    /// How the latent becomes pixels: never [`Decode::Auto`] in a plan.
+    pub decode: Decode,
     /// Whether ranks measure how far what they exchange moves from call to call.
     pub probe: bool,
 }
@@ -361,4 +378,6 @@ pub struct ModelCard {
     pub weight_bytes: u64,
     /// Tensor parallelism divides its layers among this many ranks at most.
     pub shards_max: u32,
+    /// Bytes that decoding a band as a whole takes for each of its pixels.
+    pub decode_bytes: u32,
 }

@@ -77,6 +77,7 @@ pub fn options(spec: &JobSpec) -> Vec<String> {
         format!("--mode={}", spec.mode),
         format!("--gn-variance={}", spec.gn_variance),
         format!("--wire={}", spec.wire),
+        format!("--decode={}", spec.decode),
     ];
     options.extend(spec.negative.iter().map(|negative| format!("--negative={negative}")));
     options

@@ -1,6 +1,6 @@
 //! The golden cases: what stock diffusers and the public DistriFusion code computed.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
+use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -152,6 +152,7 @@ impl Case {
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
             wire: Wire::F32,
             probe: false,
+            decode: Decode::Whole,
         }
     }
 

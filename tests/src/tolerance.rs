@@ -21,3 +21,12 @@ pub fn largest_difference(one: &[u8], other: &[u8]) -> u8 {
     assert_eq!(one.len(), other.len(), "images of different sizes cannot be compared");
     one.iter().zip(other).map(|(one, other)| one.abs_diff(*other)).max().unwrap_or(0)
 }
+
+/// Peak signal to noise ratio of 8-bit values in dB.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "images have far fewer than 2^52 values")]
+pub fn psnr(one: &[u8], other: &[u8]) -> f64 {
+    let square = |(one, other): (&u8, &u8)| (f64::from(*one) - f64::from(*other)).powi(2);
+    let error = one.iter().zip(other).map(square).sum::<f64>() / one.len() as f64;
+    10.0 * (255.0 * 255.0 / error).log10()
+}

@@ -1,4 +1,4 @@
-//! What this process takes of the machine's memory.
+//! What this process takes of the machine's memory, and what is left.
 
 /// Resident memory in bytes; 0 where the system does not tell.
 #[must_use]
@@ -10,9 +10,24 @@ pub fn resident_bytes() -> u64 {
     kib.unwrap_or(0) << 10
 }
 
+/// Memory that may still be taken, in bytes: what the machine has left, or its part for this process's
+/// control group if that is less.
+#[must_use]
+pub fn free_bytes() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let group = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    system.available_memory().min(group)
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_memory_is_free() {
+        assert!(free_bytes() > 64 << 20);
+    }
 
     #[test]
     fn touched_memory_is_resident() {

@@ -1,7 +1,8 @@
 //! The options that say what to render.
 
 use protocol::job::{
-    Bands, CfgSplit, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Warmup, Wire,
+    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Warmup,
+    Wire,
 };
 use std::path::PathBuf;
 
@@ -60,6 +61,10 @@ pub(super) struct RequestArgs {
     /// auto on a cluster, even with --local].
     #[arg(long, value_name = "KIND")]
     bands: Option<Bands>,
+    /// How the latent becomes pixels: whole (exact), tiled (in memory that does not grow with the
+    /// image; a little off) or auto (whole, if it fits the workers' memory).
+    #[arg(long, value_name = "HOW", default_value_t = Decode::Auto)]
+    decode: Decode,
     /// The type weights are held in: auto, f32, f16 or bf16. On a cluster: the type its workers
     /// must hold them in.
     #[arg(long, value_name = "TYPE")]
@@ -95,6 +100,7 @@ impl RequestArgs {
             wire: self.wire,
             cfg_split: self.cfg_split,
             bands: self.bands.unwrap_or(bands),
+            decode: self.decode,
             dtype: self.dtype.filter(|_| local.is_none()),
             model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
             workers: local.or(self.workers),

@@ -82,6 +82,7 @@ impl Registry {
             name: member.join.name.clone(),
             address: member.address,
             speed: member.speed,
+            free_bytes: member.join.free_bytes,
         })
         .collect()
     }
@@ -188,6 +189,7 @@ mod tests {
             kernels: "portable".to_owned(),
             resident_bytes: 1,
             speed: 1000,
+            free_bytes: 8 << 30,
         }
     }
 

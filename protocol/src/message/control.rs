@@ -45,6 +45,9 @@ pub struct Join {
     pub resident_bytes: u64,
     /// Latent pixels a second of one prediction, as measured after loading.
     pub speed: u64,
+    /// Memory that this machine, or the part of it that this process may use, has left after loading,
+    /// in bytes; shared with whatever else runs there.
+    pub free_bytes: u64,
 }
 
 /// The coordinator's answer to [`Hello`].

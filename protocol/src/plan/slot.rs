@@ -5,7 +5,7 @@
 
 use super::{Axis, Band, Plan};
 use crate::id::{Rank, Site, Slot};
-use crate::job::Wire;
+use crate::job::{Decode, Wire};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -50,6 +50,9 @@ pub enum Stage {
     Latent,
     /// The VAE decoder: among all ranks, always synchronous.
     Decode,
+    /// Between the halves of the VAE decoder, if the second is computed tile by tile: as
+    /// [`Stage::Decode`].
+    Tiles,
 }
 
 /// An exchange point of the model.
@@ -65,6 +68,14 @@ pub struct SiteSpec {
     pub channels: u32,
     /// Rows and columns here are those of the latent, halved this often (negative: doubled).
     pub halvings: i8,
+}
+
+impl Stage {
+    /// Whether all ranks answer, for it is a part of the decode.
+    #[must_use]
+    pub fn is_decode(self) -> bool {
+        matches!(self, Self::Decode | Self::Tiles)
+    }
 }
 
 impl SiteSpec {
@@ -160,7 +171,10 @@ pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
 /// Values that `from` sends `to` in a call of the site; None if it never sends any.
 fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
-    let decodes = spec.stage == Stage::Decode;
+    if spec.stage == Stage::Tiles && plan.spec.decode != Decode::Tiled {
+        return None;
+    }
+    let decodes = spec.stage.is_decode();
     let branch = sender.branch == receiver.branch;
     let together = decodes || branch && plan.spec.parallelism.has_bands();
     let row = to_usize(spec.scaled(plan.geometry.columns)) * to_usize(spec.channels);

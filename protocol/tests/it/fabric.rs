@@ -1,6 +1,6 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
-use protocol::job::{GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
+use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
 use protocol::transport::tcp::{Hangup, TcpLink};
 use protocol::transport::{Landed, Link, LinkError, LinkSpec, memory};
@@ -36,6 +36,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
             mode: Mode::Corrected,
             gn_variance: GnVariance::Population,
             probe: false,
+            decode: Decode::Whole,
             wire: Wire::F32,
         },
         geometry: Geometry { rows, columns: 8, channels: 4, row_unit: 8, vae_factor: 8 },

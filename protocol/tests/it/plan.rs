@@ -3,7 +3,7 @@
 use crate::fabric;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use protocol::job::Parallelism;
+use protocol::job::{Decode, Parallelism};
 use protocol::plan::{
     Ask, Axis, Band, Branch, Digest, Plan, SiteSpec, SlotTable, Stage, split_evenly,
 };
@@ -45,6 +45,7 @@ fn plans() -> impl Strategy<Value = Plan> {
             let mut plan = fabric::plan(1, &vec![SocketAddr::from(([127, 0, 0, 1], 1)); ranks]);
             plan.spec.parallelism = parallelism;
             plan.spec.guidance = 5.0;
+            plan.spec.decode = if units % 2 == 0 { Decode::Tiled } else { Decode::Whole };
             plan.geometry.row_unit = UNIT;
             plan.geometry.rows = units * UNIT;
             plan.geometry.columns = units * UNIT;
@@ -87,6 +88,7 @@ fn sites() -> Vec<SiteSpec> {
         site(Ask::Latent, Stage::Latent, 0),
         site(Ask::Halo { rows: 1 }, Stage::Decode, -1),
         site(Ask::Gather, Stage::Decode, 0),
+        site(Ask::Gather, Stage::Tiles, 0),
     ]
 }
 

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::job::{
-    Bands, CfgSplit, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
+    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
     Scheduler, Warmup, Wire,
 };
 use protocol::message::{
@@ -83,6 +83,7 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 gn_variance,
                 wire: Wire::Bf16,
                 probe: warmup % 3 == 0,
+                decode: Decode::Tiled,
             }
         },
     )
@@ -106,6 +107,7 @@ fn request() -> impl Strategy<Value = JobRequest> {
             gn_variance: spec.gn_variance,
             wire: given.then_some(spec.wire),
             cfg_split: if given { CfgSplit::On } else { CfgSplit::Auto },
+            decode: if given { Decode::Whole } else { Decode::Auto },
             bands: if given { Bands::Even } else { Bands::Auto },
             dtype,
             model,
@@ -117,10 +119,10 @@ fn request() -> impl Strategy<Value = JobRequest> {
 }
 
 fn card() -> impl Strategy<Value = ModelCard> {
-    let sizes = any::<(u32, u32, u32, (u32, u32), u64, u32)>();
+    let sizes = any::<(u32, u32, u32, (u32, u32), u64, (u32, u32))>();
     (text(), text(), text(), dtype(), scheduler(), sizes).prop_map(
         |(name, digest, family, dtype, scheduler, sizes)| {
-            let (latent_channels, vae_factor, row_unit, native, weight_bytes, shards_max) = sizes;
+            let (latent_channels, vae_factor, row_unit, native, weight_bytes, most) = sizes;
             ModelCard {
                 name,
                 digest,
@@ -133,7 +135,8 @@ fn card() -> impl Strategy<Value = ModelCard> {
                 scheduler,
                 guidance: 5.0,
                 weight_bytes,
-                shards_max,
+                shards_max: most.0,
+                decode_bytes: most.1,
             }
         },
     )
@@ -185,6 +188,7 @@ pub(crate) fn hello() -> impl Strategy<Value = Hello> {
                 kernels,
                 resident_bytes,
                 speed: 7,
+                free_bytes: 9,
             }))
         },
     );

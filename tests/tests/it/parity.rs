@@ -1,7 +1,9 @@
 //! What must be the same on any number of ranks: S-1, S-2, S-5 and S-6 of the algorithm.
 
 use protocol::Call;
-use protocol::job::{Dtype, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
+use protocol::job::{
+    Decode, Dtype, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire,
+};
 use protocol::plan::{Band, Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
@@ -129,6 +131,22 @@ fn s1_holds_for_tensor_parallelism() {
         let sharded = run(&checkpoint, &plan_of(&checkpoint, &spec, &parts));
         assert_same(&format!("shards on {parts:?}"), &sharded, &dense);
     }
+}
+
+/// Tiles of one rank reach into the rows of others: however many there are, they fit.
+#[test]
+fn s1_holds_for_a_decode_in_tiles() {
+    let checkpoint = checkpoint("tiny-sd15");
+    let spec = spec("sd15-ddim", Mode::FullSync, 0);
+    let spec = JobSpec { steps: 1, height: 320, width: 288, decode: Decode::Tiled, ..spec };
+    let alone = run(&checkpoint, &plan(&checkpoint, &spec, 1));
+    for heights in [&[7, 13][..], &[1, 3, 16]] {
+        let even = plan(&checkpoint, &spec, heights.len());
+        let tiled = run(&checkpoint, &with_heights(even, heights));
+        assert_same(&format!("tiles of bands of {heights:?} units"), &tiled, &alone);
+    }
+    let whole = run(&checkpoint, &plan(&checkpoint, &JobSpec { decode: Decode::Whole, ..spec }, 1));
+    assert_ne!(whole.pixels, alone.pixels, "tiles were not used");
 }
 
 /// One synchronous call, then the same input displaced, equals the dense model.

@@ -3,7 +3,7 @@
 use super::EngineArgs;
 use crate::actor;
 use crate::engine::{Engine, EngineOptions};
-use crate::memory::resident_bytes;
+use crate::memory::{free_bytes, resident_bytes};
 use anyhow::{Context, bail};
 use protocol::message::Join;
 use protocol::transport::tcp::Listener;
@@ -68,6 +68,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         kernels: engine.kernels(),
         resident_bytes: resident_bytes(),
         speed: engine.speed(),
+        free_bytes: free_bytes(),
     };
     let card = &about.model;
     tracing::info!("loaded {} ({} MiB as {})", card.name, card.weight_bytes >> 20, card.dtype);

@@ -13,7 +13,7 @@ use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
 use bytes::Bytes;
 use candle_core::Tensor;
-use protocol::job::{JobSpec, Parallelism};
+use protocol::job::{Decode, JobSpec, Parallelism};
 use protocol::message::{Phase, ToCoordinator};
 use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
 use protocol::{Call, Fault, FaultKind, Rank, RunId};
@@ -259,12 +259,18 @@ impl<'a> BandRun<'a> {
         self.mesh.check_cancelled()?;
         let (latent, call) = (self.latent.contiguous()?, Call(self.call));
         let latent = rows::to_decode(&mut self.mesh, self.plan, self.rank, call, &latent)?;
-        let vae = self.checkpoint.vae();
-        let image = if self.mesh.is_alone(Stage::Decode) {
-            vae.decode(&latent, &mut Dense)?
+        let (vae, top) = (self.checkpoint.vae(), self.plan.member(self.rank));
+        let top = top.map_or(0, |member| to_usize(member.decodes.top));
+        let mut exchange: Box<dyn Exchange> = if self.mesh.is_alone(Stage::Decode) {
+            Box::new(Dense)
         } else {
-            vae.decode(&latent, &mut Synchronous::new(&mut self.mesh, call))?
+            Box::new(Synchronous::new(&mut self.mesh, call))
         };
+        let image = match self.spec.decode {
+            Decode::Tiled => vae.decode_in_tiles(&latent, top, &mut *exchange)?,
+            Decode::Auto | Decode::Whole => vae.decode(&latent, &mut *exchange)?,
+        };
+        drop(exchange);
         let spent = self.mesh.take_spent();
         let pixels: Vec<u8> = view(&image)?.iter().map(|value| to_pixel(*value)).collect();
         let message = ToCoordinator::Decoded {

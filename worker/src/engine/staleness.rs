@@ -107,7 +107,7 @@ fn mean(values: impl Iterator<Item = f32>) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::job::{GnVariance, Parallelism, Scheduler, Wire};
+    use protocol::job::{Decode, GnVariance, Parallelism, Scheduler, Wire};
 
     fn spec(mode: Mode, warmup: Warmup) -> JobSpec {
         JobSpec {
@@ -125,6 +125,7 @@ mod tests {
             gn_variance: GnVariance::Population,
             wire: Wire::F32,
             probe: false,
+            decode: Decode::Whole,
         }
     }
 

@@ -413,6 +413,7 @@ impl Facts<'_> {
             scheduler: scheduler.kind(),
             guidance: self.family.guidance(),
             weight_bytes: 0,
+            decode_bytes: small(self.vae.config().bytes_per_pixel()),
             shards_max: small(self.unet.config().shards_max()),
         }
     }

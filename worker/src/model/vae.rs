@@ -1,11 +1,12 @@
 //! `AutoencoderKL`'s decoder, over a band of the latent.
 
 mod config;
+mod tiles;
 
 pub use config::VaeConfig;
 
 use super::Result;
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Place};
 use super::nn::Loader;
 use super::nn::attention::SelfAttention;
 use super::nn::conv::Conv3x3;
@@ -13,6 +14,8 @@ use super::nn::group_norm::GroupNorm;
 use super::nn::linear::Linear;
 use super::unet::resnet::{ResnetBlock, ResnetShape, Upsample};
 use candle_core::Tensor;
+use protocol::Site;
+use protocol::plan::{Ask, Stage};
 
 /// Epsilon of every norm in the VAE, fixed in diffusers.
 const NORM_EPS: f64 = 1e-6;
@@ -27,6 +30,7 @@ pub struct VaeDecoder {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv3x3,
+    middle: Site,
 }
 
 impl VaeDecoder {
@@ -51,6 +55,8 @@ impl VaeDecoder {
             let last = index + 1 == config.block_channels.len();
             place = if last { place } else { place.doubled() };
         }
+        let tiles = Place { stage: Stage::Tiles, ..loader.place() };
+        let middle = decoder.at("mid_block").placed(tiles).site(Ask::Gather, lowest);
         let full = decoder.placed(place);
         let first = config.block_channels[0];
         Ok(Self {
@@ -65,6 +71,7 @@ impl VaeDecoder {
                 NORM_EPS,
             )?,
             conv_out: Conv3x3::load(&full.at("conv_out"), first, 3, 1)?,
+            middle,
             config,
         })
     }
@@ -91,12 +98,22 @@ impl VaeDecoder {
     /// # Errors
     /// If a peer is lost, or `latent` is not a contiguous tensor of that shape.
     pub fn decode(&self, latent: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
+        let x = self.to_middle(latent, exchange)?;
+        self.to_image(x, exchange)
+    }
+
+    /// The first half, at the latent's resolution: all that has attention.
+    fn to_middle(&self, latent: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         // 1. Undo the scaling that made the latent fit for diffusion.
         let x = latent.affine(1.0 / self.config.scaling_factor, self.config.shift_factor)?;
         let x = self.post_quant_conv.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(&x))?;
         // 2. Latent resolution.
         let x = self.conv_in.forward(&x, exchange)?;
-        let mut x = self.mid_block.forward(&x, exchange)?;
+        self.mid_block.forward(&x, exchange)
+    }
+
+    /// The second half, where images grow: convolutions and norms.
+    fn to_image(&self, mut x: Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         // 3. Up.
         for block in &self.up_blocks {
             x = block.forward(x, exchange)?;

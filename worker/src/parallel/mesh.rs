@@ -213,14 +213,14 @@ impl Mesh {
     /// Whether layers of `stage` have nobody to ask.
     #[must_use]
     pub fn is_alone(&self, stage: Stage) -> bool {
-        let group = if stage == Stage::Decode { &self.decoders } else { &self.branch };
+        let group = if stage.is_decode() { &self.decoders } else { &self.branch };
         group.ranks.len() == 1
     }
 
     /// The ranks that answer the layer at `site`.
     pub(super) fn group(&self, site: Site) -> &Group {
         match self.sites.get(usize::from(site.0)) {
-            Some((_, Stage::Decode)) => &self.decoders,
+            Some((_, stage)) if stage.is_decode() => &self.decoders,
             _ => &self.branch,
         }
     }

@@ -3,7 +3,7 @@
 use super::within;
 use tests::cluster::{coordinator, text};
 use tests::picture;
-use tests::tolerance::largest_difference;
+use tests::tolerance::{largest_difference, psnr};
 use worker::kernels::Isa;
 
 fn render(workers: &str, mode: &str, split: &str, out: &str) {
@@ -44,6 +44,24 @@ fn displaced_images_are_the_same_every_time() {
         });
         assert!(files[0] == files[1], "{workers} workers give other bytes the second time");
     }
+}
+
+/// A decode in tiles takes the norms' statistics of the image in small: close, and not the same.
+#[test]
+fn a_decode_in_tiles_is_close_to_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = |how: &str| {
+        let out = within(folder.path(), &format!("{how}.png"));
+        let what = ["submit", "red apple", "--seed", "1", "--steps", "4", "--local", "2"];
+        let size = ["--width", "640", "--height", "640", "--decode", how, "--out", &out];
+        let output = coordinator(&[&what[..], &size].concat());
+        assert!(output.status.success(), "{how}: {}", text(&output.stderr));
+        picture::read(out.as_ref()).pixels
+    };
+    let (whole, tiled) = (image("whole"), image("tiled"));
+    let likeness = psnr(&whole, &tiled);
+    println!("{likeness:.1} dB");
+    assert!((40.0..90.0).contains(&likeness), "{likeness:.1} dB");
 }
 
 /// The kernels of every instruction set that this machine has render the golden image.

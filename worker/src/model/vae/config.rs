@@ -80,6 +80,22 @@ impl VaeConfig {
         self.block_channels[self.block_channels.len() - 1]
     }
 
+    /// Bytes that must be alive at once for each pixel of a band that is decoded as a whole, at the
+    /// layer that needs most: in a residual block its input, that normalised, and its first
+    /// convolution; in an upsampler the image enlarged, before and after its convolution.
+    #[must_use]
+    pub fn bytes_per_pixel(&self) -> usize {
+        let last = self.block_channels.len() - 1;
+        let of_block = |block: usize| {
+            let (own, before) =
+                (self.block_channels[block], self.block_channels[(block + 1).min(last)]);
+            let resnets = (2 * before + own).max(3 * own);
+            let enlarged = if block < last { 2 * before } else { 0 };
+            (resnets.max(enlarged) * size_of::<f32>()) >> (2 * block)
+        };
+        (0..=last).map(of_block).max().unwrap_or(0)
+    }
+
     /// Pixels per latent row and column.
     #[must_use]
     pub fn factor(&self) -> usize {
