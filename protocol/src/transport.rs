@@ -30,8 +30,8 @@ pub type Links = Vec<(Rank, Box<dyn Link>)>;
 
 /// Both directions between this rank and one peer.
 pub trait Link: fmt::Debug + Send {
-    /// Sends `bytes` as the value of `slot` computed in `call`. Returns at once: the bytes are
-    /// copied or on their way, and the caller may reuse them.
+    /// Sends `bytes` as the value of `slot` computed in `call`. Returns at once. The bytes are shared
+    /// with whoever else is sent them, not copied.
     ///
     /// A post to a peer that has closed its side is void and no error: a peer that has finished
     /// misses nothing, and whoever waits for one that died learns it from [`Self::poll_landed`].
@@ -39,7 +39,7 @@ pub trait Link: fmt::Debug + Send {
     /// # Errors
     /// If the link broke, or the post is one that this link does not carry: an unknown slot,
     /// another length, an old call, or a version that the peer cannot be ready for.
-    fn post(&mut self, slot: Slot, call: Call, bytes: &[u8]) -> Result<(), LinkError>;
+    fn post(&mut self, slot: Slot, call: Call, bytes: Bytes) -> Result<(), LinkError>;
 
     /// The next value that landed from the peer.
     ///

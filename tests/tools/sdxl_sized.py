@@ -1,9 +1,11 @@
 """Writes a checkpoint with SDXL base's true shapes and random f16 weights.
 
     python sdxl_sized.py OUT_FOLDER [--from TOKENIZER_MODEL]
+    python sdxl_sized.py OUT_FOLDER --vae-only --from SMALL_MODEL
 
 Shapes and tensor names come from diffusers and transformers themselves. The tokenizer, which no
-random numbers can replace, is copied from a checkpoint with the CLIP vocabulary.
+random numbers can replace, is copied from a checkpoint with the CLIP vocabulary. With --vae-only all
+else is copied, too, from a checkpoint of SDXL's family with 4 latent channels: for measuring the decode.
 """
 
 import argparse
@@ -83,8 +85,15 @@ def main():
     here = pathlib.Path(__file__).resolve().parent
     parser.add_argument("--from", dest="source", type=pathlib.Path,
                         default=here / "../../deploy/models/emoji-xl")
+    parser.add_argument("--vae-only", action="store_true")
     arguments = parser.parse_args()
     out = arguments.out
+    if arguments.vae_only:
+        shutil.copytree(arguments.source, out, ignore=shutil.ignore_patterns("vae"))
+        with torch.device("meta"):
+            vae = AutoencoderKL(**VAE)
+        write(vae, out / "vae", "diffusion_pytorch_model")
+        return
     for part in ["tokenizer", "tokenizer_2", "scheduler"]:
         shutil.copytree(arguments.source / part, out / part, dirs_exist_ok=True)
     shutil.copy(arguments.source / "model_index.json", out / "model_index.json")

@@ -126,12 +126,12 @@ impl MemoryLink {
 }
 
 impl Link for MemoryLink {
-    fn post(&mut self, slot: Slot, call: Call, bytes: &[u8]) -> Result<(), LinkError> {
+    fn post(&mut self, slot: Slot, call: Call, bytes: Bytes) -> Result<(), LinkError> {
         let (head, ticket) = self
             .posting
             .post(slot, call, bytes.len())
             .map_err(|cause| LinkError::Unposted { peer: self.peer, cause })?;
-        let value = Value { head, bytes: Bytes::copy_from_slice(bytes), _ticket: ticket };
+        let value = Value { head, bytes, _ticket: ticket };
         self.to_peer.send(value).ok(); // void if the peer has closed its side
         Ok(())
     }

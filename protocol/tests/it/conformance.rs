@@ -1,6 +1,7 @@
 //! The promises L-1 to L-4 and the ends of links, for every fabric.
 
 use crate::fabric::{Fabric, Memory, Tcp, landed, slot, specs};
+use bytes::Bytes;
 use protocol::transport::LinkError;
 use protocol::{Call, Rank};
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::thread::{self, Thread};
 const SIZES: [usize; 4] = [8, 256, 40_000, 3 << 20];
 
 /// Bytes that say which value they are all of.
-fn value(site: u16, call: u32, bytes: usize) -> Vec<u8> {
+fn value(site: u16, call: u32, bytes: usize) -> Bytes {
     let seed = usize::from(site) * 31 + usize::try_from(call).expect("small") * 7;
     (0..bytes).map(|at| u8::try_from((seed + at * 13 + at / 251) % 251).expect("small")).collect()
 }
@@ -21,8 +22,8 @@ async fn l1_values_land_whole_and_l3_in_order_within_a_slot(fabric: impl Fabric)
     let mut newest = BTreeMap::new();
     for call in 0..20 {
         for (site, bytes) in (0..).zip(SIZES) {
-            one.post(slot(0, site), Call(call), &value(site, call, bytes)).expect("posted");
-            other.post(slot(1, site), Call(call), &value(site, call, bytes)).expect("posted");
+            one.post(slot(0, site), Call(call), value(site, call, bytes)).expect("posted");
+            other.post(slot(1, site), Call(call), value(site, call, bytes)).expect("posted");
         }
         for _ in SIZES {
             for (link, from) in [(&mut one, 1), (&mut other, 0)] {
@@ -42,16 +43,16 @@ async fn l1_values_land_whole_and_l3_in_order_within_a_slot(fabric: impl Fabric)
 async fn posts_that_the_link_does_not_carry_are_refused(fabric: impl Fabric) {
     let [mut one, mut other] = fabric.pair(&specs(&SIZES, [0, 0])).await;
     let mut refused = |slot, call, bytes: usize, cause: &str| {
-        let error = one.post(slot, Call(call), &vec![0; bytes]).expect_err(cause);
+        let error = one.post(slot, Call(call), vec![0; bytes].into()).expect_err(cause);
         assert!(matches!(error, LinkError::Unposted { peer: Rank(1), .. }), "{error:?}");
         assert!(error.to_string().contains(cause), "{error} does not say: {cause}");
     };
     refused(slot(0, 9), 0, 8, "not in the slot table");
     refused(slot(1, 0), 0, 8, "not one of rank 0's");
     refused(slot(0, 0), 0, 16, "has 8 bytes, not 16");
-    one.post(slot(0, 0), Call(4), &[1; 8]).expect("posted");
+    one.post(slot(0, 0), Call(4), Bytes::from_static(&[1; 8])).expect("posted");
     let mut refused = |call, cause: &str| {
-        let posted = one.post(slot(0, 0), Call(call), &[0; 8]);
+        let posted = one.post(slot(0, 0), Call(call), Bytes::from_static(&[0; 8]));
         assert!(posted.as_ref().is_err_and(|e| e.to_string().contains(cause)), "{posted:?}");
     };
     refused(4, "call 4 of site 0 of rank 0 came after call 4");
@@ -63,9 +64,9 @@ async fn posts_that_the_link_does_not_carry_are_refused(fabric: impl Fabric) {
 async fn l4_older_epochs_never_land(fabric: impl Fabric) {
     let [mut old, mut new] = fabric.pair(&specs(&SIZES, [3, 4])).await;
     for (site, bytes) in (0..).zip(SIZES) {
-        old.post(slot(0, site), Call(0), &vec![0; bytes]).expect("posted");
+        old.post(slot(0, site), Call(0), vec![0; bytes].into()).expect("posted");
     }
-    new.post(slot(1, 0), Call(0), &[0; 8]).expect("posted");
+    new.post(slot(1, 0), Call(0), Bytes::from_static(&[0; 8])).expect("posted");
     let broken = landed(old.as_mut()).await;
     assert!(matches!(broken, Err(LinkError::Protocol { peer: Rank(1), .. })), "{broken:?}");
     drop(old);
@@ -77,12 +78,12 @@ async fn a_finished_rank_still_delivers_and_is_then_closed(fabric: impl Fabric) 
     let [mut one, mut other] = fabric.pair(&specs(&SIZES, [0, 0])).await;
     for call in 0..2 {
         for (site, bytes) in (0..).zip(SIZES) {
-            one.post(slot(0, site), Call(call), &value(site, call, bytes)).expect("posted");
+            one.post(slot(0, site), Call(call), value(site, call, bytes)).expect("posted");
         }
     }
     drop(one);
     for (site, bytes) in (0..).zip(SIZES) {
-        let late = other.post(slot(1, site), Call(0), &vec![0; bytes]);
+        let late = other.post(slot(1, site), Call(0), vec![0; bytes].into());
         assert_eq!(late, Ok(()), "a post to a rank that has finished is void");
     }
     for _ in 0..2 * SIZES.len() {
@@ -102,7 +103,7 @@ async fn thousands_of_large_values_pass(fabric: impl Fabric) {
     let mut bytes = vec![7; BYTES];
     for call in 0..2_000 {
         bytes[BYTES - 4..].copy_from_slice(&u32::to_le_bytes(call));
-        one.post(slot(0, 0), Call(call), &bytes).expect("posted");
+        one.post(slot(0, 0), Call(call), Bytes::copy_from_slice(&bytes)).expect("posted");
         if call > 0 {
             let landed = landed(other.as_mut()).await.expect("landed");
             assert_eq!(landed.call, Call(call - 1));
@@ -130,12 +131,12 @@ async fn a_thread_outside_the_runtime_can_wait(fabric: impl Fabric) {
                     Poll::Pending => thread::park(),
                 }
             };
-            one.post(slot(0, 2), Call(call), &bytes).expect("posted");
+            one.post(slot(0, 2), Call(call), bytes).expect("posted");
         }
     });
     for call in 0..50 {
         let sent = value(2, call, SIZES[2]);
-        other.post(slot(1, 2), Call(call), &sent).expect("posted");
+        other.post(slot(1, 2), Call(call), sent.clone()).expect("posted");
         assert_eq!(landed(other.as_mut()).await.expect("landed").bytes, sent);
     }
     compute.join().expect("the compute thread");

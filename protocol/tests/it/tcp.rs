@@ -53,6 +53,29 @@ async fn l1_a_value_cut_anywhere_does_not_land() {
     }
 }
 
+/// Two buffers for each slot, by parity of the call; a value that is still held is never overwritten.
+#[tokio::test]
+async fn values_land_in_the_two_buffers_of_their_slot() {
+    let [mut near, far] = sockets().await;
+    let [_, spec] = specs(&SIZES, [0, 0]);
+    let mut link = TcpLink::start(far, &spec, &Hangup::default()).expect("a fresh socket");
+    let mut first = Vec::new();
+    let mut held = None;
+    for call in 0..8 {
+        near.write_all(&frame(1, call, 4096)).await.expect("written");
+        let bytes = landed(&mut link).await.expect("landed").bytes;
+        let place = bytes.as_ptr().addr();
+        match call {
+            0 | 1 => first.push(place),
+            2..5 => assert_eq!(place, first[usize::try_from(call % 2).expect("0 or 1")], "{call}"),
+            5 => held = Some(bytes),
+            7 => assert_ne!(Some(place), held.as_ref().map(|held| held.as_ptr().addr())),
+            _ => {}
+        }
+    }
+    assert_eq!(held.expect("kept").as_ref(), &[1; 4096][..]);
+}
+
 #[tokio::test]
 async fn l2_l3_a_version_lands_once_and_never_after_a_newer_one() {
     for second in [5, 4] {
@@ -132,7 +155,7 @@ async fn four_ranks_link_up_though_some_start_late() {
         let peers: Vec<u16> = links.iter().map(|(peer, _)| peer.0).collect();
         assert_eq!(peers, (0..4).filter(|peer| *peer != own).collect::<Vec<_>>());
         for (_, link) in links {
-            link.post(slot(own, 0), Call(0), &[u8::try_from(own).expect("small"); 64])
+            link.post(slot(own, 0), Call(0), vec![u8::try_from(own).expect("small"); 64].into())
                 .expect("posted");
         }
     }

@@ -220,6 +220,7 @@ impl<'a> BandRun<'a> {
             let mut exchange = exchange(&mut self.mesh, self.plan, (call, last), from);
             let prediction = self.unet.forward(&input, timestep, conditioning, &mut *exchange)?;
             drop(exchange);
+            self.mesh.leave()?;
             let (place, sites) = ((self.plan, self.rank), self.checkpoint.sites());
             self.staleness.leave(&mut self.mesh, place, sites, (call, last))?;
             rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?

@@ -37,10 +37,26 @@ impl Arena {
         Ok(())
     }
 
-    /// What `from` computed for `site` in `call`, if it landed.
-    pub(super) fn get(&self, from: Rank, site: Site, call: Call) -> Option<Bytes> {
-        let version = self.versions.get(self.index(from, site))?[parity(call)].as_ref()?;
-        (version.call == call).then(|| version.bytes.clone())
+    /// What `from` computed for `site` in `call`, if it landed. Older versions are let go, so that their
+    /// memory takes what lands next; this one, too, unless it `stays`.
+    pub(super) fn consume(
+        &mut self,
+        from: Rank,
+        site: Site,
+        call: Call,
+        stays: bool,
+    ) -> Option<Bytes> {
+        let index = self.index(from, site);
+        let versions = self.versions.get_mut(index)?;
+        let version = versions[parity(call)].as_ref().filter(|version| version.call == call)?;
+        let bytes = version.bytes.clone();
+        for version in versions {
+            let past = |version: &Version| version.call < call || version.call == call && !stays;
+            if version.as_ref().is_some_and(past) {
+                *version = None;
+            }
+        }
+        Some(bytes)
     }
 
     fn index(&self, from: Rank, site: Site) -> usize {
@@ -63,10 +79,27 @@ mod tests {
         for call in 0..3 {
             arena.land(from, site, Call(call), Bytes::from(vec![0; call as usize])).unwrap();
         }
-        assert_eq!(arena.get(from, site, Call(0)), None);
-        assert_eq!(arena.get(from, site, Call(1)).unwrap().len(), 1);
-        assert_eq!(arena.get(from, site, Call(2)).unwrap().len(), 2);
-        assert_eq!(arena.get(Rank(0), site, Call(2)), None);
+        assert_eq!(arena.consume(from, site, Call(0), true), None);
+        assert_eq!(arena.consume(from, site, Call(1), true).unwrap().len(), 1);
+        assert_eq!(arena.consume(from, site, Call(2), true).unwrap().len(), 2);
+        assert_eq!(arena.consume(Rank(0), site, Call(2), true), None);
+    }
+
+    #[test]
+    fn a_version_that_is_read_no_more_is_let_go() {
+        let mut arena = Arena::new(1, 1);
+        let (from, site, buffer) = (Rank(0), Site(0), Bytes::from(vec![7; 64]));
+        arena.land(from, site, Call(0), buffer.clone()).unwrap();
+        // A synchronous call's value is read by the next one, too.
+        assert!(arena.consume(from, site, Call(0), true).is_some());
+        arena.land(from, site, Call(1), Bytes::from(vec![8; 64])).unwrap();
+        assert!(!buffer.is_unique(), "still to be read");
+        assert!(arena.consume(from, site, Call(0), false).is_some());
+        assert!(buffer.is_unique(), "its memory may take call 2");
+        // A synchronous call after it reads a newer value; the one between is never read.
+        arena.land(from, site, Call(2), buffer).unwrap();
+        assert!(arena.consume(from, site, Call(2), true).is_some());
+        assert_eq!(arena.consume(from, site, Call(1), true), None);
     }
 
     #[test]

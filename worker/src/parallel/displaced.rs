@@ -1,6 +1,6 @@
 //! Answers of the previous call: peers' values were sent while they computed, so nobody waits.
 
-use super::mesh::Mesh;
+use super::mesh::{Mesh, Needed};
 use super::synchronous::{
     Synchronous, post_edges, post_moments, post_tokens, receive_edges, receive_moments,
     receive_tokens, watch_edges, watch_moments, watch_tokens, with_variance,
@@ -27,6 +27,7 @@ impl<'a> Displaced<'a> {
     /// for [`Mode::NoSync`] the last synchronous one. `last` says that no call will read what this
     /// one would send.
     pub fn new(mesh: &'a mut Mesh, mode: Mode, call: Call, from: Call, last: bool) -> Self {
+        mesh.enter(call);
         Self { mesh, mode, call, from, posts: !last && mode != Mode::NoSync }
     }
 
@@ -34,7 +35,7 @@ impl<'a> Displaced<'a> {
     fn stale_moments(&mut self, site: Site, own: &Moments, now: &Moments) -> Result<Vec<Moments>> {
         let stale = receive_moments(self.mesh, site, self.from, own)?;
         if self.posts {
-            post_moments(self.mesh, site, self.call, now)?;
+            post_moments(self.mesh, (site, self.call, Needed::Later), now)?;
         }
         Ok(stale)
     }
@@ -48,7 +49,7 @@ impl Exchange for Displaced<'_> {
         watch_edges(self.mesh, site, x, rows)?;
         let halo = receive_edges(self.mesh, site, self.from, x, rows)?;
         if self.posts {
-            post_edges(self.mesh, site, self.call, x, rows)?;
+            post_edges(self.mesh, (site, self.call, Needed::Later), x, rows)?;
         }
         Ok(halo)
     }
@@ -75,7 +76,7 @@ impl Exchange for Displaced<'_> {
         watch_tokens(self.mesh, site, own)?;
         let all = receive_tokens(self.mesh, site, self.from, own)?;
         if self.posts {
-            post_tokens(self.mesh, site, self.call, own)?;
+            post_tokens(self.mesh, (site, self.call, Needed::Later), own)?;
         }
         Ok(all)
     }

@@ -8,7 +8,7 @@ use crate::model::exchange::Moments;
 use crate::model::nn::tensor;
 use bytes::Bytes;
 use candle_core::Tensor;
-use protocol::job::{GnVariance, Wire};
+use protocol::job::{GnVariance, Mode, Wire};
 use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
 use protocol::transport::{Link, Links};
 use protocol::{Call, Fault, FaultKind, Rank, Site, Slot};
@@ -18,6 +18,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// Values of at most this many bytes that no peer needs before the next call ride with the next larger
+/// one: group statistics, a few hundred bytes from each of dozens of norms.
+const RIDER_BYTES_MAX: usize = 4 << 10;
+
+/// When the peer needs a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Needed {
+    /// In the call it is of: it waits for it.
+    Now,
+    /// In the call after.
+    Later,
+}
 
 /// The links of one rank, and what came over them.
 #[derive(Debug)]
@@ -33,6 +46,9 @@ pub struct Mesh {
     own_moments: BTreeMap<Site, Moments>,
     drift: Option<Drift>,
     posted: Vec<u64>,
+    riders: Vec<Vec<(Slot, Call, Bytes)>>,
+    now: Call,
+    keeps_all: bool,
     cancel: Option<oneshot::Receiver<Fault>>,
     spent: Spent,
 }
@@ -146,6 +162,9 @@ impl Mesh {
             gn_variance: plan.spec.gn_variance,
             arena: Arena::new(peers.len(), sites.len()),
             posted: vec![0; sites.len()],
+            riders: vec![Vec::new(); plan.world_size()],
+            now: Call(0),
+            keeps_all: plan.spec.mode == Mode::NoSync,
             peers,
             own_moments: BTreeMap::new(),
             drift: (plan.spec.probe || plan.adapts(rank)).then(|| Drift::new(plan.spec.probe)),
@@ -239,7 +258,20 @@ impl Mesh {
         })
     }
 
-    /// Sends `values` to `peer`.
+    /// Begins `call`.
+    pub(super) fn enter(&mut self, call: Call) {
+        self.now = call;
+    }
+
+    /// Sends what still waits for a larger value to ride with: a call is over.
+    ///
+    /// # Errors
+    /// If a peer is lost.
+    pub fn leave(&mut self) -> Result<()> {
+        (0..self.riders.len()).try_for_each(|peer| self.send_riders(peer))
+    }
+
+    /// Sends `values`, which are waited for, to `peer`.
     pub(super) fn post(
         &mut self,
         peer: Rank,
@@ -247,25 +279,63 @@ impl Mesh {
         call: Call,
         values: &[f32],
     ) -> Result<()> {
-        self.post_bytes(peer, site, call, &wire::encode(self.wire(site), site, values)?)
+        self.post_when(peer, site, call, values, Needed::Now)
+    }
+
+    /// Sends `values` to `peer`.
+    pub(super) fn post_when(
+        &mut self,
+        peer: Rank,
+        site: Site,
+        call: Call,
+        values: &[f32],
+        needed: Needed,
+    ) -> Result<()> {
+        let bytes = wire::encode(self.wire(site), site, values)?;
+        self.post_bytes(peer, site, call, bytes, needed)
     }
 
     /// Sends `values` to every rank that answers the layer at `site`.
-    pub(super) fn post_all(&mut self, site: Site, call: Call, values: &[f32]) -> Result<()> {
+    pub(super) fn post_all(
+        &mut self,
+        site: Site,
+        call: Call,
+        values: &[f32],
+        needed: Needed,
+    ) -> Result<()> {
+        // Encoded once, and shared by all links.
         let bytes = wire::encode(self.wire(site), site, values)?;
-        let peers = self.group(site).peers();
-        peers.into_iter().try_for_each(|peer| self.post_bytes(peer, site, call, &bytes))
+        for peer in self.group(site).peers() {
+            self.post_bytes(peer, site, call, bytes.clone(), needed)?;
+        }
+        Ok(())
     }
 
-    fn post_bytes(&mut self, peer: Rank, site: Site, call: Call, bytes: &[u8]) -> Result<()> {
-        let slot = Slot { from: self.rank, site };
-        match &mut self.peers[peer.index()] {
-            Peer::Linked(link) => link.post(slot, call, bytes).map_err(|e| Fault::from(&e))?,
-            Peer::Gone(fault) => return Err(fault.clone().into()),
-            Peer::Own => {}
-        }
+    fn post_bytes(
+        &mut self,
+        peer: Rank,
+        site: Site,
+        call: Call,
+        bytes: Bytes,
+        needed: Needed,
+    ) -> Result<()> {
         self.spent.posted_bytes += bytes.len() as u64;
         self.posted[usize::from(site.0)] += bytes.len() as u64;
+        let rides = needed == Needed::Later && bytes.len() <= RIDER_BYTES_MAX;
+        let slot = Slot { from: self.rank, site };
+        self.riders[peer.index()].push((slot, call, bytes));
+        if rides { Ok(()) } else { self.send_riders(peer.index()) }
+    }
+
+    fn send_riders(&mut self, peer: usize) -> Result<()> {
+        let riders = std::mem::take(&mut self.riders[peer]);
+        for (slot, call, bytes) in riders {
+            match &mut self.peers[peer] {
+                Peer::Linked(link) => link.post(slot, call, bytes).map_err(|e| Fault::from(&e))?,
+                Peer::Gone(fault) => return Err(fault.clone().into()),
+                Peer::Own => {}
+            }
+        }
         Ok(())
     }
 
@@ -277,15 +347,20 @@ impl Mesh {
     /// What `peer` computed for `site` in `call`, waited for.
     pub(super) fn receive(&mut self, peer: Rank, site: Site, call: Call) -> Result<Bytes> {
         let mut since = None;
+        // A value of this call is read again by the next one, if that is displaced.
+        let stays = call >= self.now || self.keeps_all;
         loop {
-            if let Some(bytes) = self.arena.get(peer, site, call) {
+            if let Some(bytes) = self.arena.consume(peer, site, call, stays) {
                 self.spent.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                 return Ok(bytes);
             }
             if let Peer::Gone(fault) = &self.peers[peer.index()] {
                 return Err(fault.clone().into());
             }
-            since.get_or_insert_with(Instant::now);
+            if since.is_none() {
+                since = Some(Instant::now());
+                self.leave()?;
+            }
             pollster::block_on(poll_fn(|cx| self.poll_landed(cx)))?;
         }
     }
@@ -348,4 +423,102 @@ pub(super) fn rows_of(
         })
         .copied()
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::job::{Decode, JobSpec, Parallelism, Scheduler, Warmup};
+    use protocol::plan::{Branch, Geometry};
+    use protocol::transport::{Landed, LinkError};
+    use protocol::{RunId, WorkerId};
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::{Arc, Mutex};
+
+    /// Writes down what it is given.
+    #[derive(Clone, Debug, Default)]
+    struct Notes(Arc<Mutex<Vec<(Site, u32)>>>);
+
+    impl Notes {
+        fn take(&self) -> Vec<(u16, u32)> {
+            let notes = std::mem::take(&mut *self.0.lock().unwrap());
+            notes.into_iter().map(|(site, call)| (site.0, call)).collect()
+        }
+    }
+
+    impl Link for Notes {
+        fn post(&mut self, slot: Slot, call: Call, _: Bytes) -> std::result::Result<(), LinkError> {
+            self.0.lock().unwrap().push((slot.site, call.0));
+            Ok(())
+        }
+
+        fn poll_landed(
+            &mut self,
+            _: &mut Context<'_>,
+        ) -> Poll<std::result::Result<Landed, LinkError>> {
+            Poll::Pending
+        }
+    }
+
+    fn mesh(notes: &Notes) -> Mesh {
+        let spec = JobSpec {
+            prompt: String::new(),
+            negative: None,
+            width: 64,
+            height: 64,
+            steps: 10,
+            guidance: 1.0,
+            seed: 1,
+            scheduler: Scheduler::Euler,
+            warmup: Warmup::Calls(0),
+            parallelism: Parallelism::Patch,
+            mode: Mode::Corrected,
+            gn_variance: GnVariance::Population,
+            wire: Wire::F32,
+            decode: Decode::Whole,
+            probe: false,
+        };
+        let member = |number: u32| Member {
+            worker: WorkerId(number.into()),
+            name: String::new(),
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            branch: Branch::Whole,
+            band: Band { top: 4 * number, rows: 4 },
+            decodes: Band { top: 4 * number, rows: 4 },
+        };
+        let geometry = Geometry { rows: 8, columns: 8, channels: 4, row_unit: 4, vae_factor: 8 };
+        let run = RunId::default();
+        let plan = Plan { run, spec, geometry, members: vec![member(0), member(1)] };
+        let site = |ask| SiteSpec {
+            path: String::new(),
+            ask,
+            stage: Stage::Denoise,
+            channels: 4,
+            halvings: 0,
+        };
+        let sites = [site(Ask::Moments { groups: 2 }), site(Ask::Gather)];
+        let links: Links = vec![(Rank(1), Box::new(notes.clone()))];
+        let (held, cancel) = oneshot::channel();
+        drop(held); // no test waits, so none is cancelled
+        Mesh::new(&plan, &sites, Rank(0), links, cancel).unwrap()
+    }
+
+    #[test]
+    fn small_values_ride_with_the_next_large_one_or_the_end_of_the_call() {
+        let notes = Notes::default();
+        let mut mesh = mesh(&notes);
+        let (norm, attention) = (Site(0), Site(1));
+        let large = vec![0.0; RIDER_BYTES_MAX];
+        let mut post = |site, call, values: &[f32], needed| {
+            mesh.post_all(site, Call(call), values, needed).unwrap();
+            notes.take()
+        };
+        assert_eq!(post(norm, 0, &[1.0; 4], Needed::Now), [(0, 0)], "waited for");
+        assert_eq!(post(norm, 1, &[1.0; 4], Needed::Later), []);
+        assert_eq!(post(attention, 1, &large, Needed::Later), [(0, 1), (1, 1)]);
+        assert_eq!(post(norm, 2, &[1.0; 4], Needed::Later), []);
+        mesh.leave().unwrap();
+        assert_eq!(notes.take(), [(0, 2)]);
+        assert_eq!(mesh.take_spent().posted_bytes, 3 * 16 + 4 * large.len() as u64);
+    }
 }

@@ -1,7 +1,7 @@
 //! Tensor parallelism, a baseline: ranks hold the whole image and a part of each layer, and add up what
 //! their parts give. Every answer is of this call.
 
-use super::mesh::Mesh;
+use super::mesh::{Mesh, Needed};
 use crate::model::Result;
 use crate::model::exchange::{Dense, Exchange, Halo, Moments, SumSites};
 use crate::model::nn::{tensor, view};
@@ -57,7 +57,7 @@ impl Exchange for Sharded<'_> {
                 add(&mut sum, &bytemuck::pod_collect_to_vec::<u8, f32>(&summand));
             }
         }
-        self.mesh.post_all(sites.sum, self.call, &sum)?;
+        self.mesh.post_all(sites.sum, self.call, &sum, Needed::Now)?;
         let mut out = Vec::with_capacity(values.len());
         for (index, peer) in group.ranks().iter().enumerate() {
             if index == group.own() {

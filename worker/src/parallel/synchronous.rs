@@ -1,6 +1,6 @@
 //! Every answer is of this call: peers' values are waited for.
 
-use super::mesh::{Mesh, rows_of};
+use super::mesh::{Mesh, Needed, rows_of};
 use super::wire::decode;
 use crate::kernels::Moment;
 use crate::model::Result;
@@ -21,6 +21,7 @@ pub struct Synchronous<'a> {
 impl<'a> Synchronous<'a> {
     /// Model call `call` on `mesh`.
     pub fn new(mesh: &'a mut Mesh, call: Call) -> Self {
+        mesh.enter(call);
         Self { mesh, call }
     }
 }
@@ -28,21 +29,21 @@ impl<'a> Synchronous<'a> {
 impl Exchange for Synchronous<'_> {
     fn halo(&mut self, site: Site, x: &Tensor, rows: usize) -> Result<Halo> {
         watch_edges(self.mesh, site, x, rows)?;
-        post_edges(self.mesh, site, self.call, x, rows)?;
+        post_edges(self.mesh, (site, self.call, Needed::Now), x, rows)?;
         receive_edges(self.mesh, site, self.call, x, rows)
     }
 
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
         watch_moments(self.mesh, site, own)?;
         self.mesh.remember(site, own);
-        post_moments(self.mesh, site, self.call, own)?;
+        post_moments(self.mesh, (site, self.call, Needed::Now), own)?;
         let all = receive_moments(self.mesh, site, self.call, own)?;
         Ok(with_variance(self.mesh.gn_variance(), own, merge(&all)))
     }
 
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
         watch_tokens(self.mesh, site, own)?;
-        post_tokens(self.mesh, site, self.call, own)?;
+        post_tokens(self.mesh, (site, self.call, Needed::Now), own)?;
         receive_tokens(self.mesh, site, self.call, own)
     }
 }
@@ -70,11 +71,13 @@ pub(super) fn watch_tokens(mesh: &mut Mesh, site: Site, own: &Tensor) -> Result<
     mesh.watch(site, own.dim(2)?, |_| Ok(view(own)?.to_vec()))
 }
 
+/// For what site, of which call, and when the peers need it.
+type Place = (Site, Call, Needed);
+
 /// Sends the band's first rows to the rank above and its last to the one below.
 pub(super) fn post_edges(
     mesh: &mut Mesh,
-    site: Site,
-    call: Call,
+    (site, call, needed): Place,
     x: &Tensor,
     rows: usize,
 ) -> Result<()> {
@@ -82,10 +85,11 @@ pub(super) fn post_edges(
     let values = view(x)?;
     let (above, below) = mesh.group(site).neighbours();
     if let Some(above) = above {
-        mesh.post(above, site, call, &rows_of(&values, shape, 0, rows))?;
+        mesh.post_when(above, site, call, &rows_of(&values, shape, 0, rows), needed)?;
     }
     if let Some(below) = below {
-        mesh.post(below, site, call, &rows_of(&values, shape, shape.1 - rows, rows))?;
+        let last = rows_of(&values, shape, shape.1 - rows, rows);
+        mesh.post_when(below, site, call, &last, needed)?;
     }
     Ok(())
 }
@@ -108,9 +112,13 @@ pub(super) fn receive_edges(
 }
 
 /// Sends the band's statistics to every rank: mean and squared deviations of each group.
-pub(super) fn post_moments(mesh: &mut Mesh, site: Site, call: Call, own: &Moments) -> Result<()> {
+pub(super) fn post_moments(
+    mesh: &mut Mesh,
+    (site, call, needed): Place,
+    own: &Moments,
+) -> Result<()> {
     let values: Vec<f32> = own.groups.iter().flat_map(|moment| [moment.mean, moment.m2]).collect();
-    mesh.post_all(site, call, &values)
+    mesh.post_all(site, call, &values, needed)
 }
 
 /// The statistics of every band as of `call`, in rank order; the own ones are `own`.
@@ -165,9 +173,13 @@ pub(super) fn with_variance(variance: GnVariance, own: &Moments, mut whole: Mome
 }
 
 /// Sends the band's tokens to every rank.
-pub(super) fn post_tokens(mesh: &mut Mesh, site: Site, call: Call, own: &Tensor) -> Result<()> {
+pub(super) fn post_tokens(
+    mesh: &mut Mesh,
+    (site, call, needed): Place,
+    own: &Tensor,
+) -> Result<()> {
     let values = view(own)?;
-    mesh.post_all(site, call, &values)
+    mesh.post_all(site, call, &values, needed)
 }
 
 /// All tokens in rank order, the peers' as of `call`.

@@ -1,23 +1,23 @@
 //! The type in which values cross. Arithmetic is f32 at either end.
 
-use bytemuck::{cast_slice, pod_collect_to_vec};
+use bytemuck::{NoUninit, cast_slice, pod_collect_to_vec};
+use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use protocol::job::Wire;
 use protocol::{Fault, FaultKind, Site};
-use std::borrow::Cow;
 
 /// `values` as they cross.
 ///
 /// # Errors
 /// If one is larger than the type holds: infinities would spread over the whole image.
-pub(super) fn encode(wire: Wire, site: Site, values: &[f32]) -> Result<Cow<'_, [u8]>, Fault> {
+pub(super) fn encode(wire: Wire, site: Site, values: &[f32]) -> Result<Bytes, Fault> {
     match wire {
-        Wire::F32 => Ok(Cow::Borrowed(cast_slice(values))),
+        Wire::F32 => Ok(Bytes::copy_from_slice(cast_slice(values))),
         Wire::Bf16 => {
             let mut out = vec![bf16::ZERO; values.len()];
             out.convert_from_f32_slice(values);
-            Ok(Cow::Owned(pod_collect_to_vec(&out)))
+            Ok(Bytes::from_owner(Values(out)))
         }
         Wire::F16 => {
             let mut out = vec![f16::ZERO; values.len()];
@@ -30,8 +30,17 @@ pub(super) fn encode(wire: Wire, site: Site, values: &[f32]) -> Result<Cow<'_, [
                 );
                 return Err(Fault::new(FaultKind::Compute, cause));
             }
-            Ok(Cow::Owned(pod_collect_to_vec(&out)))
+            Ok(Bytes::from_owner(Values(out)))
         }
+    }
+}
+
+/// Values that are sent from where they lie.
+struct Values<T>(Vec<T>);
+
+impl<T: NoUninit> AsRef<[u8]> for Values<T> {
+    fn as_ref(&self) -> &[u8] {
+        cast_slice(&self.0)
     }
 }
 

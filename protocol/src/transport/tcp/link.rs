@@ -1,15 +1,17 @@
 //! One link over one socket.
 //!
-//! Large values are copied once, into the queue when they are posted, and are read straight into
-//! a buffer of the slot's size when they land.
+//! A posted value is written from where it lies. One that lands is read straight into a buffer of its
+//! slot: each has two, one for even calls and one for odd ones, made when they are first needed and
+//! used again once their reader has let go of what they held.
 
 use super::LINGER;
 use crate::codec::{self, LENGTHS_BYTES, Limits};
-use crate::id::{Call, Rank, Slot};
+use crate::id::{Call, Rank, Site, Slot};
 use crate::message::DataHead;
 use crate::transport::ledger::{Ledger, Ticket};
 use crate::transport::{Landed, Link, LinkError, LinkSpec};
 use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
 use std::future;
 use std::io;
 use std::task::{Context, Poll};
@@ -83,6 +85,7 @@ impl TcpLink {
             peer: spec.peer,
             stream: BufReader::with_capacity(BUFFER_BYTES, reading),
             limits: Limits::data(spec.landing_bytes_max()),
+            buffers: BTreeMap::new(),
             ledger: spec.landing(),
         };
         let lingered = async {
@@ -107,12 +110,12 @@ impl TcpLink {
 }
 
 impl Link for TcpLink {
-    fn post(&mut self, slot: Slot, call: Call, bytes: &[u8]) -> Result<(), LinkError> {
+    fn post(&mut self, slot: Slot, call: Call, bytes: Bytes) -> Result<(), LinkError> {
         let unposted = |cause| LinkError::Unposted { peer: self.peer, cause };
         let (head, ticket) = self.posting.post(slot, call, bytes.len()).map_err(unposted)?;
         let head = codec::encode_head(&head, bytes.len(), &Limits::data(bytes.len()))
             .map_err(|error| unposted(error.to_string()))?;
-        let post = Post { head, bytes: Bytes::copy_from_slice(bytes), ticket };
+        let post = Post { head, bytes, ticket };
         self.queue.send(post).map_err(|_| self.closed("the link broke before"))
     }
 
@@ -169,6 +172,8 @@ struct Incoming {
     peer: Rank,
     stream: BufReader<OwnedReadHalf>,
     limits: Limits,
+    /// What landed last in each slot, in even and in odd calls.
+    buffers: BTreeMap<Site, [Bytes; 2]>,
     ledger: Ledger,
 }
 
@@ -219,7 +224,7 @@ impl Incoming {
             let head: DataHead =
                 codec::decode_body(head).map_err(|error| self.broke(error.to_string()))?;
             let ticket = self.ledger.land(head, bytes).map_err(|cause| self.broke(cause))?;
-            let value = self.read_value(bytes).await?;
+            let value = self.read_value(head.site, head.call, bytes).await?;
             if let Some(ticket) = ticket {
                 let slot = self.ledger.slot(head.site);
                 return Ok(Some((Landed { slot, call: head.call, bytes: value }, ticket)));
@@ -232,9 +237,19 @@ impl Incoming {
         Ok(())
     }
 
-    /// Reads a value whose size the ledger has checked, into memory that is not zeroed first.
-    async fn read_value(&mut self, bytes: usize) -> Result<Bytes, LinkError> {
-        let mut value = BytesMut::with_capacity(bytes);
+    /// Reads a value whose size the ledger has checked into its slot's buffer, or if that is still
+    /// being read, into a new one.
+    async fn read_value(
+        &mut self,
+        site: Site,
+        call: Call,
+        bytes: usize,
+    ) -> Result<Bytes, LinkError> {
+        let parity = usize::from(call.0 % 2 == 1);
+        let held = std::mem::take(&mut self.buffers.entry(site).or_default()[parity]);
+        let mut value = held.try_into_mut().unwrap_or_default();
+        value.clear();
+        value.reserve(bytes);
         while value.len() < bytes {
             let rest = u64::try_from(bytes - value.len()).unwrap_or(u64::MAX);
             let read = (&mut self.stream).take(rest).read_buf(&mut value).await;
@@ -242,7 +257,9 @@ impl Incoming {
                 return Err(self.closed(&io::ErrorKind::UnexpectedEof.into()));
             }
         }
-        Ok(value.freeze())
+        let value = value.freeze();
+        self.buffers.entry(site).or_default()[parity] = value.clone();
+        Ok(value)
     }
 
     fn closed(&self, error: &io::Error) -> LinkError {
