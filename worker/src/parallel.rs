@@ -21,6 +21,7 @@
 mod arena;
 pub mod displaced;
 pub mod drift;
+mod group;
 pub mod mesh;
 pub mod naive;
 pub mod rows;
