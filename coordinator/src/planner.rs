@@ -228,7 +228,8 @@ pub fn place(
         let whole = Band { top: 0, rows: geometry.rows };
         shares.iter_mut().for_each(|share| share.band = whole);
     }
-    let bands = decode::bands(&shares, geometry).map_err(|error| invalid(error.to_string()))?;
+    let bands = decode::bands(&shares, geometry, &speeds);
+    let bands = bands.map_err(|error| invalid(error.to_string()))?;
     let placed: Vec<&Candidate> = shares.iter().map(|share| &candidates[share.worker]).collect();
     let (decode, why) = decode::fit(spec.decode, &bands, &placed, (geometry, card.decode_bytes));
     reason += &why;

@@ -1,19 +1,28 @@
 //! Who decodes which rows, and whether they fit its memory.
 
 use super::Candidate;
+use super::bands::split_by_speed;
 use super::branches::Share;
 use protocol::job::Decode;
-use protocol::plan::{Band, BandError, Geometry, split_evenly};
+use protocol::plan::{Band, BandError, Geometry};
 
 /// Parts in a hundred of a machine's free memory that a decode may take: the rest is for what the
 /// estimate, good to a tenth, leaves out.
 const FREE_PERCENT: u64 = 85;
 
-/// What each rank decodes: its band, or where bands cover the image more than once an even share.
-pub(super) fn bands(shares: &[Share], geometry: Geometry) -> Result<Vec<Band>, BandError> {
+/// What each rank decodes: its band, or where bands cover the image more than once a share as tall as
+/// its worker is fast.
+pub(super) fn bands(
+    shares: &[Share],
+    geometry: Geometry,
+    speeds: &[u64],
+) -> Result<Vec<Band>, BandError> {
     let bands: Vec<Band> = shares.iter().map(|share| share.band).collect();
-    let once = bands.iter().map(|band| band.rows).sum::<u32>() == geometry.rows;
-    if once { Ok(bands) } else { split_evenly(geometry.rows, 1, bands.len()) }
+    if bands.iter().map(|band| band.rows).sum::<u32>() == geometry.rows {
+        return Ok(bands);
+    }
+    let speeds: Vec<u64> = shares.iter().map(|share| speeds[share.worker]).collect();
+    split_by_speed(geometry.rows, 1, &speeds)
 }
 
 /// How ranks decode their `bands`, and why if nobody said how: as a whole only if what all ranks of
@@ -54,6 +63,7 @@ fn mib(bytes: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::planner::tests::candidates;
+    use protocol::plan::Branch;
     use std::net::{Ipv4Addr, SocketAddr};
 
     const GEOMETRY: Geometry =
@@ -79,6 +89,19 @@ mod tests {
         // Two workers on one machine need twice as much of it.
         assert_eq!(decode(Decode::Auto, 1100, [1, 1]).0, Decode::Tiled);
         assert_eq!(decode(Decode::Auto, 1300, [1, 1]).0, Decode::Whole);
+    }
+
+    #[test]
+    fn ranks_of_two_branches_decode_as_much_as_they_are_fast() {
+        let whole = Band { top: 0, rows: 128 };
+        let share = |worker, branch| Share { worker, branch, band: whole };
+        let shares = [share(1, Branch::Negative), share(0, Branch::Prompt)];
+        let rows = |speeds: &[u64]| {
+            let bands = bands(&shares, GEOMETRY, speeds).unwrap();
+            bands.iter().map(|band| band.rows).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&[100, 100]), [64, 64]);
+        assert_eq!(rows(&[100, 300]), [96, 32]);
     }
 
     #[test]
