@@ -57,12 +57,10 @@ pub(super) async fn run(arguments: ProbeArgs) -> anyhow::Result<ExitCode> {
     }
     let work = async |address: &str| {
         let probed = probe(request, address).await?;
-        let (calls, sites) = (&probed.measured().displaced, &probed.sites);
-        let displaced = |call: usize| calls.get(call).is_some_and(|displaced| *displaced);
-        let svg = chart::draw(&probed.title(), sites, displaced).map_err(anyhow::Error::msg)?;
+        let drawn = chart::draw(&probed.title(), &probed.sites, |call| probed.counts(call));
+        let svg = drawn.map_err(anyhow::Error::msg)?;
         write_whole(out, |file| file.write_all(svg.as_bytes()))?;
-        let text =
-            if arguments.json { format!("{}\n", probed.json()) } else { probed.table(displaced) };
+        let text = if arguments.json { format!("{}\n", probed.json()) } else { probed.table() };
         match io::stdout().write_all(text.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
             _ => Ok(()),
@@ -204,7 +202,13 @@ impl Probed {
         format!("{}, {} workers, {}", self.dense.title(), self.measured().workers, self.mode())
     }
 
-    fn table(&self, displaced: impl Fn(usize) -> bool) -> String {
+    /// Whether a call is one of those that distances are means over: the displaced ones, if there are any.
+    fn counts(&self, call: usize) -> bool {
+        let displaced = &self.measured().displaced;
+        !displaced.contains(&true) || displaced.get(call).is_some_and(|displaced| *displaced)
+    }
+
+    fn table(&self) -> String {
         let mut text = format!("{}, {} workers\n", self.dense.title(), self.measured().workers);
         text += "\nMODE          S/STEP    PSNR    SSIM  BYTES PER CALL AND WORKER\n";
         let mut mode_row = |name: &str, rendered: &Rendered, similarity: &str| {
@@ -216,28 +220,29 @@ impl Probed {
         for (mode, rendered, similarity) in &self.modes {
             mode_row(mode.name(), rendered, &similarity.to_string());
         }
-        let mode = self.mode();
+        let (mode, any) = (self.mode(), self.measured().displaced.contains(&true));
+        let calls = if any { "displaced calls" } else { "all calls: none was displaced" };
         // Writing to a string does not fail.
         writeln!(
             text,
-            "\nWith {mode}, stale to fresh values: relative L2 distance, mean over displaced calls\n\
+            "\nWith {mode}, stale to fresh values: relative L2 distance, mean over {calls}\n\
              \nKIND       DISTANCE  BYTES PER CALL AND WORKER"
         )
         .ok();
         for kind in Kind::ALL {
-            let (bytes, distance) = of_kind(&self.sites, kind, &displaced);
+            let (bytes, distance) = of_kind(&self.sites, kind, |call| self.counts(call));
             let bytes = human_bytes(whole(bytes));
             text += &format!("{:<10} {distance:>8.4}  {bytes}\n", kind.name());
         }
         text += "\nEXCHANGE POINT                                                    KIND       DISTANCE  LARGEST  BYTES\n";
         for site in &self.sites {
-            let largest = site.distances.iter().zip(1..).filter(|(_, call)| displaced(*call));
+            let largest = site.distances.iter().zip(1..).filter(|(_, call)| self.counts(*call));
             let largest = largest.map(|(distance, _)| *distance).fold(0.0, f64::max);
             text += &format!(
                 "{:<65} {:<10} {:>8.4} {largest:>8.4}  {}\n",
                 site.path,
                 site.kind.name(),
-                site.mean(&displaced),
+                site.mean(|call| self.counts(call)),
                 human_bytes(whole(site.bytes))
             );
         }

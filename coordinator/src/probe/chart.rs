@@ -35,7 +35,8 @@ pub fn draw(
         });
         let panel = Panel { title, axis: "model call", lines: true };
         panel.draw(&above, &by_call)?;
-        let title = "the same at each exchange point: mean over displaced calls";
+        let title =
+            "the same at each exchange point: mean over displaced calls, or if there is none, all";
         let panel = Panel { title, axis: "exchange points, in the model's order", lines: false };
         panel.draw(&below, &by_site)?;
         root.present().map_err(|error| error.to_string())?;
