@@ -1,6 +1,6 @@
 //! What is asked for, and what it becomes once every default is known.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
@@ -208,7 +208,7 @@ names!(
 
 /// Until when calls are synchronous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[serde(into = "WarmupText", try_from = "WarmupText")]
 pub enum Warmup {
     /// In calls 0..=K.
     Calls(u32),
@@ -241,17 +241,30 @@ impl FromStr for Warmup {
     }
 }
 
-impl From<Warmup> for String {
-    fn from(warmup: Warmup) -> Self {
-        warmup.to_string()
+/// A [`Warmup`] as people write it: in JSON a number or `"auto"`.
+#[derive(Deserialize)]
+struct WarmupText(String);
+
+impl Serialize for WarmupText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.parse::<u32>() {
+            Ok(calls) if serializer.is_human_readable() => serializer.serialize_u32(calls),
+            _ => serializer.serialize_str(&self.0),
+        }
     }
 }
 
-impl TryFrom<String> for Warmup {
+impl From<Warmup> for WarmupText {
+    fn from(warmup: Warmup) -> Self {
+        Self(warmup.to_string())
+    }
+}
+
+impl TryFrom<WarmupText> for Warmup {
     type Error = UnknownWarmup;
 
-    fn try_from(value: String) -> Result<Self, UnknownWarmup> {
-        value.parse()
+    fn try_from(text: WarmupText) -> Result<Self, UnknownWarmup> {
+        text.0.parse()
     }
 }
 

@@ -151,6 +151,7 @@ mod tests {
         let json = info.utf8_text[0].get_text().unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!((&json["seed"], &json["scheduler"]), (&1.into(), &"euler".into()));
+        assert_eq!(json["warmup"], 4);
     }
 
     #[test]
