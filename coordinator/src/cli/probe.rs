@@ -107,7 +107,8 @@ async fn probe(asked: JobRequest, address: &str) -> anyhow::Result<Probed> {
         wish => wish,
     };
     let (seed, wanted) = (Some(spec.seed), asked.mode.unwrap_or(Mode::Corrected));
-    let asked = JobRequest { seed, cfg_split, ..asked };
+    // One worker may need tiles where several do not: only the modes are to differ.
+    let asked = JobRequest { seed, cfg_split, decode: spec.decode, ..asked };
     let (mut modes, mut sites) = (Vec::new(), Vec::new());
     for mode in MODES {
         let request = JobRequest { mode: Some(mode), probe: mode == wanted, ..asked.clone() };

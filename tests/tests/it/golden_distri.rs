@@ -62,14 +62,14 @@ fn check(name: &str, fabric: Fabric) {
 
 macro_rules! golden {
     ($($test:ident = $name:literal),+ $(,)?) => {
-        mod in_memory {
+        mod s7_in_memory {
             $(#[test]
             fn $test() {
                 super::check($name, super::memory);
             })+
         }
 
-        mod cluster {
+        mod s7_over_tcp {
             $(#[test]
             fn $test() {
                 super::check($name, super::tcp);

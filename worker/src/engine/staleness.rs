@@ -36,8 +36,10 @@ impl Staleness {
         let synchronous = match spec.warmup {
             _ if spec.mode == Mode::FullSync => true,
             Warmup::Calls(last) => call.0 <= last,
-            // Not measured yet is as far as can be.
-            Warmup::Auto => self.change.is_none_or(|change| change > drift::CHANGE_MAX),
+            // Not measured yet is as far as can be, and so is what has overflowed.
+            Warmup::Auto => {
+                self.change.is_none_or(|change| change.is_nan() || change > drift::CHANGE_MAX)
+            }
         };
         match spec.mode {
             _ if synchronous => None,
@@ -151,6 +153,7 @@ mod tests {
         };
         assert!(!displaced(None), "the first call");
         assert!(!displaced(Some(f64::INFINITY)), "nothing to compare it with");
+        assert!(!displaced(Some(f64::NAN)), "values that overflowed");
         assert!(!displaced(Some(drift::CHANGE_MAX * 1.01)));
         assert!(displaced(Some(drift::CHANGE_MAX)));
     }
