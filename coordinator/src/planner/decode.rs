@@ -46,8 +46,8 @@ pub(super) fn fit(
         if needed > worker.free_bytes / 100 * FREE_PERCENT {
             let (name, needed, free) = (&worker.name, mib(needed), mib(worker.free_bytes));
             let why = format!(
-                "; decoded in tiles: as a whole it would take {needed} MiB of the {free} MiB that \
-                 {name}'s machine has left (--decode whole tries all the same)"
+                "; decoded in tiles: as a whole it would take {needed} MiB, and the machine of {name} \
+                 has {free} MiB left (--decode whole tries all the same)"
             );
             return (Decode::Tiled, why);
         }
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(decode(Decode::Auto, 700, [1, 2]), (Decode::Whole, String::new()));
         let (tiled, why) = decode(Decode::Auto, 600, [1, 2]);
         assert_eq!(tiled, Decode::Tiled);
-        assert!(why.contains("512 MiB of the 600 MiB that w1"), "{why}");
+        assert!(why.contains("512 MiB, and the machine of w1 has 600 MiB left"), "{why}");
         // Two workers on one machine need twice as much of it.
         assert_eq!(decode(Decode::Auto, 1100, [1, 1]).0, Decode::Tiled);
         assert_eq!(decode(Decode::Auto, 1300, [1, 1]).0, Decode::Whole);

@@ -9,8 +9,8 @@ use protocol::plan::{Ask, Plan};
 use protocol::{Call, Rank, Site};
 use std::collections::BTreeMap;
 
-/// Beyond this relative distance values of the call before do more harm than good: on emoji-xl images
-/// of later calls are as close to the exact one as they get once it is less (docs/probe.md).
+/// Beyond this relative distance values of the call before are not used. Where a longer warm-up brings
+/// emoji-xl's images closer to the exact ones, it does until about here (docs/probe.md).
 pub const CHANGE_MAX: f64 = 0.2;
 
 /// One in so many tokens is remembered for the warm-up, which needs a mean of thousands.
