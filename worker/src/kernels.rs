@@ -26,6 +26,7 @@ mod scratch;
 mod simd;
 mod tasks;
 mod tile;
+mod winograd;
 
 #[cfg(test)]
 mod attention_tests;
@@ -37,7 +38,7 @@ mod product_tests;
 mod reference;
 
 pub use attention::{Heads, Strided, attention};
-pub use conv::{Band, Conv, conv2d};
+pub use conv::{Band, Conv, Method, conv2d};
 pub use isa::{Isa, IsaError};
 pub use linear::{Activation, Epilogue, geglu, linear};
 pub use norm::{Moment, group_moments, group_norm, layer_norm};

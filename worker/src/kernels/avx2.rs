@@ -122,7 +122,12 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, 1 2 3 4 5 6);
+        by_rows!(rows, tile, height, false, 1 2 3 4 5 6);
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
+        by_rows!(rows, tile, height, true, 1 2 3 4 5 6);
     }
 }
 
@@ -144,7 +149,7 @@ fn turn_quad(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
 /// # Safety
 /// As [`Tile`] says, on a machine with the instructions.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn height<const M: usize>(tile: &Tile) {
+unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Avx2, M, 2>(Avx2(()), tile) }
+    unsafe { multiply::<Avx2, M, 2, IN_ROWS>(Avx2(()), tile) }
 }

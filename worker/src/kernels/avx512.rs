@@ -113,7 +113,12 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        by_rows!(rows, tile, height, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
+        by_rows!(rows, tile, height, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
     }
 }
 
@@ -149,7 +154,7 @@ fn join_quads(a: __m512, b: __m512, c: __m512, d: __m512) -> [__m512; 4] {
 /// # Safety
 /// As [`Tile`] says, on a machine with the instructions.
 #[target_feature(enable = "avx512f")]
-unsafe fn height<const M: usize>(tile: &Tile) {
+unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Avx512, M, 2>(Avx512(()), tile) }
+    unsafe { multiply::<Avx512, M, 2, IN_ROWS>(Avx512(()), tile) }
 }

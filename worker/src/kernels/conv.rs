@@ -6,6 +6,7 @@ use super::isa::Isa;
 use super::linear::{Epilogue, Output};
 use super::packed::{Packed, Stored};
 use super::product::{Rows, product};
+use super::winograd;
 
 /// A band of each of a batch of images, with the rows next to it.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,9 @@ pub struct Band<'a> {
     pub batch: usize,
     /// Rows of each image in the band.
     pub rows: usize,
+    /// The image's row that the band begins with. Winograd's tiles are counted from the image's
+    /// first row, so that a band has the whole image's tiles.
+    pub first_row: usize,
     /// Pixels in a row.
     pub width: usize,
     /// Values of a pixel.
@@ -31,7 +35,20 @@ pub struct Band<'a> {
 pub struct Conv {
     kernel: usize,
     stride: usize,
+    method: Method,
     weight: Packed,
+}
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Method {
+    /// As the sum it is.
+    #[default]
+    Direct,
+    /// By Winograd's filtering, F(2x2, 3x3): 4/9 of the multiplications, and as exact.
+    Winograd2,
+    /// By F(4x4, 3x3): 1/4 of the multiplications, and about ten times the rounding error.
+    Winograd4,
 }
 
 impl Conv {
@@ -44,7 +61,17 @@ impl Conv {
         let [outputs, inputs, kernel, across] = shape;
         assert!(kernel == across && kernel % 2 == 1 && stride > 0, "an odd square kernel");
         let weight = Packed::pack_taps(weight, [outputs, inputs, kernel * kernel]);
-        Self { kernel, stride, weight }
+        Self { kernel, stride, method: Method::Direct, weight }
+    }
+
+    /// The same, computed another way.
+    ///
+    /// # Panics
+    /// When it cannot be: Winograd's ways are for 3x3 kernels with stride 1.
+    #[must_use]
+    pub fn by(self, method: Method) -> Self {
+        assert!(method == Method::Direct || (self.kernel, self.stride) == (3, 1), "3x3, stride 1");
+        Self { method, ..self }
     }
 
     /// The part of it that gives `outputs` from `inputs`; what all inputs give is the sum over them.
@@ -107,58 +134,74 @@ pub fn conv2d(isa: Isa, out: &mut [f32], x: &Band<'_>, w: &Conv, epilogue: &Epil
         assert!(halo.is_empty() || halo.len() == rows * pixels, "{rows} rows, or none, beside it");
     }
     let zeros = vec![0.0; x.channels];
-    let taps = Taps { band: x, kernel: w.kernel, stride: w.stride, zeros: &zeros };
-    product(isa, &taps, &w.weight, &Output::new(out, taps.count(), &w.weight, epilogue));
+    let pixels = Pixels { band: x, padding: w.padding(), zeros: &zeros };
+    let taps = Taps { pixels, kernel: w.kernel, stride: w.stride };
+    let out = Output::new(out, taps.count(), &w.weight, epilogue);
+    match w.method {
+        Method::Direct => product(isa, &taps, &w.weight, &out),
+        Method::Winograd2 => winograd::by_two(isa, &pixels, &w.weight, &out),
+        Method::Winograd4 => winograd::by_four(isa, &pixels, &w.weight, &out),
+    }
+}
+
+/// A band's pixels with its padding, by place.
+#[derive(Clone, Copy)]
+pub(super) struct Pixels<'a> {
+    pub(super) band: &'a Band<'a>,
+    padding: usize,
+    zeros: &'a [f32],
+}
+
+impl<'a> Pixels<'a> {
+    /// The values at a place, counted from the first row and column of the padding; zeros where
+    /// there is no pixel.
+    #[inline(always)]
+    pub(super) fn at(&self, image: usize, row: usize, column: usize) -> &'a [f32] {
+        let Band { rows, width, channels, above, body, below, .. } = *self.band;
+        let padding = self.padding;
+        let (part, height, row) = if row < padding {
+            (above, padding, row)
+        } else if row < padding + rows {
+            (body, rows, row - padding)
+        } else {
+            (below, padding, row - padding - rows)
+        };
+        if part.is_empty() || row >= height || column < padding || column >= padding + width {
+            return self.zeros;
+        }
+        &part[((image * height + row) * width + column - padding) * channels..][..channels]
+    }
 }
 
 /// The rows of the product: one for each output pixel, a stretch of it for each tap.
 struct Taps<'a> {
-    band: &'a Band<'a>,
+    pixels: Pixels<'a>,
     kernel: usize,
     stride: usize,
-    zeros: &'a [f32],
 }
 
 impl Taps<'_> {
     fn output(&self) -> [usize; 2] {
-        [self.band.rows.div_ceil(self.stride), self.band.width.div_ceil(self.stride)]
-    }
-
-    /// A pixel of the band or next to it; `row` counts from the first row above the band.
-    fn pixel(&self, image: usize, row: usize, column: usize) -> &[f32] {
-        let Band { rows, width, channels, .. } = *self.band;
-        let padding = self.kernel / 2;
-        let (part, height, row) = if row < padding {
-            (self.band.above, padding, row)
-        } else if row < padding + rows {
-            (self.band.body, rows, row - padding)
-        } else {
-            (self.band.below, padding, row - padding - rows)
-        };
-        let at = ((image * height + row) * width + column) * channels;
-        if part.is_empty() { self.zeros } else { &part[at..][..channels] }
+        let Band { rows, width, .. } = *self.pixels.band;
+        [rows.div_ceil(self.stride), width.div_ceil(self.stride)]
     }
 }
 
 impl Rows for Taps<'_> {
     fn count(&self) -> usize {
         let [rows, width] = self.output();
-        self.band.batch * rows * width
+        self.pixels.band.batch * rows * width
     }
 
     fn stretch(&self) -> usize {
-        self.band.channels
+        self.pixels.band.channels
     }
 
+    #[inline(always)]
     fn part(&self, row: usize, tap: usize) -> &[f32] {
         let [rows, width] = self.output();
         let (image, row, column) = (row / width / rows, row / width % rows, row % width);
-        // The column counts from the first one of the padding.
-        let column = column * self.stride + tap % self.kernel;
-        let padding = self.kernel / 2;
-        if column < padding || column >= padding + self.band.width {
-            return self.zeros;
-        }
-        self.pixel(image, row * self.stride + tap / self.kernel, column - padding)
+        let [row, column] = [row, column].map(|place| place * self.stride);
+        self.pixels.at(image, row + tap / self.kernel, column + tap % self.kernel)
     }
 }

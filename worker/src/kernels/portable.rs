@@ -117,13 +117,19 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
         // SAFETY: the caller keeps the promises of `Tile`.
-        by_rows!(rows, tile, height, 1 2 3 4);
+        by_rows!(rows, tile, height, false, 1 2 3 4);
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
+        // SAFETY: the caller keeps the promises of `Tile`.
+        by_rows!(rows, tile, height, true, 1 2 3 4);
     }
 }
 
 /// # Safety
 /// As [`Tile`] says.
-unsafe fn height<const M: usize>(tile: &Tile) {
+unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Portable, M, 1>(Portable, tile) }
+    unsafe { multiply::<Portable, M, 1, IN_ROWS>(Portable, tile) }
 }

@@ -6,15 +6,13 @@ use std::ops::Range;
 use super::isa::Isa;
 use super::packed::{PANEL, Packed};
 use super::scratch::Scratch;
-use super::simd::{Kernel, MAX_ROWS, Simd};
+use super::simd::{Kernel, Simd};
 use super::tasks;
-use super::tile::{Tile, interleave};
+use super::tile::{DEPTH, PITCH, Tile};
 
 /// Rows of a block: a whole number of tiles for every instruction set, and few enough that
-/// `BLOCK_DEPTH` of their values stay in the second-level cache.
+/// [`DEPTH`] of their values stay in the second-level cache.
 const BLOCK_ROWS: usize = 168;
-/// Values of a row taken at a time: a panel of that depth stays in the first-level cache.
-const BLOCK_DEPTH: usize = 256;
 /// The most panels of a block: its sums are kept until their depth is through.
 const BLOCK_PANELS: usize = 40;
 
@@ -66,7 +64,7 @@ fn grid(isa: Isa, tiles: usize, panels: usize) -> (usize, usize) {
 }
 
 /// Part `i` of `count` things shared among `parts`, as evenly as they go.
-fn share(count: usize, parts: usize, i: usize) -> Range<usize> {
+pub(super) fn share(count: usize, parts: usize, i: usize) -> Range<usize> {
     count * i / parts..count * (i + 1) / parts
 }
 
@@ -86,17 +84,17 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
         let panel_sums = tiles * S::ROWS * PANEL;
         let depth = self.w.depth();
         // Sums that are complete after one step are finished at once and need not be kept.
-        let kept = if depth <= BLOCK_DEPTH { 1 } else { self.panels.len() };
-        let left_size = (tiles * S::ROWS * BLOCK_DEPTH.min(depth) + S::LANES).next_multiple_of(16);
-        let right_size = BLOCK_DEPTH * PANEL;
+        let kept = if depth <= DEPTH { 1 } else { self.panels.len() };
+        let left_size = self.rows.len() * PITCH;
+        let right_size = DEPTH * PANEL;
         let mut scratch = Scratch::take(left_size + right_size + kept * panel_sums);
         let (left, rest) = scratch.split_at_mut(left_size);
         let (right, sums) = rest.split_at_mut(right_size);
 
         let mut start = 0;
         while start < depth {
-            let step = start..depth.min(start + BLOCK_DEPTH);
-            self.pack_rows(s, step.clone(), left);
+            let step = start..depth.min(start + DEPTH);
+            self.pack_rows(step.clone(), left);
             for (i, panel) in self.panels.clone().enumerate() {
                 let sums = &mut sums[i % kept * panel_sums..][..panel_sums];
                 self.w.widen(s, panel, step.clone(), right);
@@ -112,23 +110,17 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
 }
 
 impl<X: Rows, F> Block<'_, X, F> {
-    /// Lays out the values `step` of the block's rows as `[tile][step][ROWS]`.
+    /// Lays out the values `step` of the block's rows, a pitch apart.
     #[inline(always)]
-    fn pack_rows<S: Simd>(&self, s: S, step: Range<usize>, to: &mut [f32]) {
+    fn pack_rows(&self, step: Range<usize>, to: &mut [f32]) {
         let stretch = self.x.stretch();
-        for (tile, first) in self.rows.clone().step_by(S::ROWS).enumerate() {
-            let count = S::ROWS.min(self.rows.end - first);
-            let to = &mut to[tile * S::ROWS * step.len()..];
+        for (row, to) in self.rows.clone().zip(to.chunks_exact_mut(PITCH)) {
             let mut k = step.start;
             while k < step.end {
                 let (part, within) = (k / stretch, k % stretch);
                 let length = (stretch - within).min(step.end - k);
-                let mut rows: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
-                for (row, values) in (first..).zip(&mut rows[..count]) {
-                    *values = &self.x.part(row, part)[within..];
-                }
-                let to = &mut to[(k - step.start) * S::ROWS..];
-                interleave(s, &rows[..count], length, to, S::ROWS);
+                let values = &self.x.part(row, part)[within..][..length];
+                to[k - step.start..][..length].copy_from_slice(values);
                 k += length;
             }
         }
@@ -148,7 +140,8 @@ fn multiply_panel<S: Simd>(
     for strip in 0..PANEL / S::WIDTH {
         let right = &right[strip * depth * S::WIDTH..][..depth * S::WIDTH];
         for (tile, first) in rows.clone().step_by(S::ROWS).enumerate() {
-            let left = &left[tile * depth * S::ROWS..][..depth * S::ROWS];
+            let rows = S::ROWS.min(rows.end - first);
+            let left = &left[tile * S::ROWS * PITCH..][..rows * PITCH];
             let sums = &mut sums[tile * S::ROWS * PANEL..][..S::ROWS * PANEL];
             let tile = Tile {
                 depth,
@@ -159,7 +152,7 @@ fn multiply_panel<S: Simd>(
                 add: step.start > 0,
             };
             // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-            unsafe { s.multiply(S::ROWS.min(rows.end - first), &tile) };
+            unsafe { s.multiply_rows(rows, &tile) };
         }
     }
 }

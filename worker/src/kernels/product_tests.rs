@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::reference::{
     Type, Weight, activate, assert_close, assert_same, finish, product, taps, values, with_threads,
 };
-use super::{Activation, Band, Conv, Epilogue, Isa, Packed, Stored, conv2d, geglu, linear};
+use super::{Activation, Band, Conv, Epilogue, Isa, Method, Packed, Stored, conv2d, geglu, linear};
 
 fn types() -> impl Strategy<Value = Type> {
     prop_oneof![Just(Type::F32), Just(Type::F16), Just(Type::Bf16)]
@@ -120,25 +120,59 @@ proptest! {
             Epilogue { bias: Some(&bias), activation, residual: residual.then_some(&added) };
         let want = finish(&product(&gathered, &weight.rounded(), depth), outputs, &epilogue);
         let conv = Conv::pack(weight.stored(), [outputs, inputs, kernel, kernel], stride);
-        let band = Band { batch, rows, width, channels: inputs, body: &x, above: &[], below: &[] };
+        let band = Band { batch, rows, width, first_row: 0, channels: inputs, body: &x, above: &[], below: &[] };
         for isa in Isa::available() {
             assert_close(&run_conv(isa, &band, &conv, &epilogue), &want, 2e-6, &isa.to_string());
         }
     }
 
     #[test]
-    fn a_band_comes_out_as_from_the_whole_image(
-        (batch, width, inputs, outputs) in (1..3_usize, 1..20_usize, 1..100_usize, 1..70_usize),
-        (pairs_above, pairs, pairs_below) in (0..4_usize, 1..5_usize, 0..4_usize),
-        (kernel, stride) in (prop_oneof![Just(1_usize), Just(3)], 1..3_usize),
+    fn winograd_is_a_convolution_to_its_rounding(
+        (batch, rows, width) in (1..3_usize, 1..23_usize, 1..23_usize),
+        (inputs, outputs) in (1..300_usize, 1..70_usize),
+        (ty, activation, residual) in (types(), activations(), any::<bool>()),
         threads in 1..4_usize,
         seed in any::<u64>(),
     ) {
-        let [above, rows, below] = [2 * pairs_above, 2 * pairs, 2 * pairs_below];
+        let x = values(seed, batch * rows * width * inputs);
+        let weight = Weight::new(ty, &values(seed ^ 1, outputs * inputs * 9));
+        let bias = values(seed ^ 2, batch * outputs);
+        let gathered = taps(&x, [batch, rows, width, inputs], 3, 1);
+        let added = values(seed ^ 3, batch * rows * width * outputs);
+        let epilogue =
+            Epilogue { bias: Some(&bias), activation, residual: residual.then_some(&added) };
+        let want = finish(&product(&gathered, &weight.rounded(), 9 * inputs), outputs, &epilogue);
+        let channels = inputs;
+        let band =
+            Band { batch, rows, width, first_row: 0, channels, body: &x, above: &[], below: &[] };
+        for (method, tolerance) in [(Method::Winograd2, 3e-6), (Method::Winograd4, 1.5e-5)] {
+            let conv = Conv::pack(weight.stored(), [outputs, inputs, 3, 3], 1).by(method);
+            for isa in Isa::available() {
+                let got = with_threads(threads, || run_conv(isa, &band, &conv, &epilogue));
+                assert_close(&got, &want, tolerance, &format!("{method:?}, {isa}"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_band_comes_out_as_from_the_whole_image(
+        (batch, width, inputs, outputs) in (1..3_usize, 1..20_usize, 1..100_usize, 1..70_usize),
+        (above, rows, below) in (0..8_usize, 1..9_usize, 0..8_usize),
+        (kernel, stride, method) in prop_oneof![
+            (Just(1), 1..3_usize, Just(Method::Direct)),
+            (Just(3), 1..3_usize, Just(Method::Direct)),
+            (Just(3), Just(1), Just(Method::Winograd2)),
+        ],
+        threads in 1..4_usize,
+        seed in any::<u64>(),
+    ) {
+        // A stride counts from the band's first row.
+        let [above, rows, below] = [above, rows, below].map(|count| count * stride);
         let height = above + rows + below;
         let x = values(seed, batch * height * width * inputs);
         let weight = values(seed ^ 1, outputs * inputs * kernel * kernel);
         let conv = Conv::pack(Stored::F32(&weight), [outputs, inputs, kernel, kernel], stride);
+        let conv = conv.by(method);
         let cut = |values: &[f32], height: usize, row: usize, rows: std::ops::Range<usize>| {
             let images = values.chunks_exact(height * row);
             images.flat_map(|x| x[rows.start * row..rows.end * row].to_vec()).collect::<Vec<_>>()
@@ -150,8 +184,8 @@ proptest! {
         let end = above + rows;
         let after = if below > 0 { take(end..end + pad) } else { Vec::new() };
         let channels = inputs;
-        let whole = Band { batch, rows: height, width, channels, body: &x, above: &[], below: &[] };
-        let band = Band { batch, rows, width, channels, body: &body, above: &before, below: &after };
+        let whole = Band { batch, rows: height, width, first_row: 0, channels, body: &x, above: &[], below: &[] };
+        let band = Band { batch, rows, width, first_row: above, channels, body: &body, above: &before, below: &after };
         for isa in Isa::available() {
             let epilogue = Epilogue::default();
             let whole = with_threads(threads, || run_conv(isa, &whole, &conv, &epilogue));
@@ -217,7 +251,7 @@ proptest! {
         let weight = values(seed ^ 2, inner * channels * 9);
         let conv = Conv::pack(Stored::F32(&weight), [inner, channels, 3, 3], 1);
         let (rows, width) = (pixels, pixels);
-        let band = Band { batch: 1, rows, width, channels, body: &x, above: &[], below: &[] };
+        let band = Band { batch: 1, rows, width, first_row: 0, channels, body: &x, above: &[], below: &[] };
         for isa in Isa::available() {
             let run = |gates: &Packed| {
                 let mut out = vec![f32::NAN; pixels * pixels * gates.outputs()];

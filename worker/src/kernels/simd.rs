@@ -62,11 +62,17 @@ pub(super) trait Simd: Copy {
     /// Every `row(i)` is readable, and every row of `to` writable, for `LANES` values.
     unsafe fn transpose(self, row: impl Fn(usize) -> *const f32, to: *mut f32, pitch: usize);
 
-    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`.
+    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side is interleaved.
     ///
     /// # Safety
     /// As [`Tile`] says.
     unsafe fn multiply(self, rows: usize, tile: &Tile);
+
+    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side lies in rows.
+    ///
+    /// # Safety
+    /// As [`Tile`] says.
+    unsafe fn multiply_rows(self, rows: usize, tile: &Tile);
 
     /// The first `LANES` values of `from`.
     #[inline(always)]

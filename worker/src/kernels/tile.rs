@@ -3,12 +3,19 @@
 
 use super::simd::Simd;
 
+/// The most depth of a tile whose left side lies in rows.
+pub(super) const DEPTH: usize = 256;
+/// From one row of such a left side to the next: off a power of two, so that the rows of a tile
+/// do not share the few cache lines of one set.
+pub(super) const PITCH: usize = DEPTH + 16;
+
 /// One tile of a product: `c[r][j] = sum over k of a[k][r] * b[k][j]`, the sums taken in order of
 /// `k`, or that sum added to `c`.
 ///
-/// For [`Simd::multiply`] with `rows` rows, `a` must be readable for `depth * ROWS` values, `b`
-/// for `depth * WIDTH`, and each of the `rows` rows of `c`, `stride` apart, writable (and where
-/// `add`, readable) for `WIDTH` values, which nothing else touches meanwhile.
+/// For [`Simd::multiply`] with `rows` rows, `a` is `[depth][ROWS]`; for [`Simd::multiply_rows`] it is
+/// `[rows][PITCH]`, of which the first `depth` values of each row are read. `b` is
+/// `[depth][WIDTH]`, and each of the `rows` rows of `c`, `stride` apart, must be writable (and
+/// where `add`, readable) for `WIDTH` values, which nothing else touches meanwhile.
 pub(super) struct Tile {
     pub(super) depth: usize,
     pub(super) a: *const f32,
@@ -18,14 +25,18 @@ pub(super) struct Tile {
     pub(super) add: bool,
 }
 
-/// Multiplies a tile of `M` rows and `N` vectors.
+/// Multiplies a tile of `M` rows and `N` vectors, its left side in rows or interleaved.
 ///
 /// Every row takes the same steps whatever `M` is, so a row's sums do not depend on its tile.
 ///
 /// # Safety
 /// As [`Tile`] says, for `M` rows; `N * LANES` is `WIDTH`.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(s: S, tile: &Tile) {
+pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize, const IN_ROWS: bool>(
+    s: S,
+    tile: &Tile,
+) {
+    let (row, step) = if IN_ROWS { (PITCH, 1) } else { (1, S::ROWS) };
     let mut sums = [[s.splat(0.0); N]; M];
     let (mut a, mut b) = (tile.a, tile.b);
     for _ in 0..tile.depth {
@@ -35,13 +46,13 @@ pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(s: S, til
             *column = unsafe { s.load(b.add(j * S::LANES)) };
         }
         for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `a` is at one of `depth` groups of `ROWS` values, and `i < M <= ROWS`.
-            let x = s.splat(unsafe { *a.add(i) });
+            // SAFETY: `a` is at one of `depth` steps, and `i < M <= ROWS`.
+            let x = s.splat(unsafe { *a.add(i * row) });
             for (sum, column) in sums.iter_mut().zip(columns) {
                 *sum = s.fma(x, column, *sum);
             }
         }
-        (a, b) = (a.wrapping_add(S::ROWS), b.wrapping_add(S::WIDTH));
+        (a, b) = (a.wrapping_add(step), b.wrapping_add(S::WIDTH));
     }
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {
@@ -54,12 +65,12 @@ pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize>(s: S, til
     }
 }
 
-/// Calls `$height::<rows>(tile)`, for any of the heights listed.
+/// Calls `$height::<rows, in_rows>(tile)`, for any of the heights listed.
 macro_rules! by_rows {
-    ($rows:expr, $tile:expr, $height:ident, $($n:literal)+) => {
+    ($rows:expr, $tile:expr, $height:ident, $in_rows:literal, $($n:literal)+) => {
         match $rows {
             // SAFETY: the caller keeps the promises of `Tile` for this many rows.
-            $($n => unsafe { $height::<$n>($tile) },)+
+            $($n => unsafe { $height::<$n, $in_rows>($tile) },)+
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

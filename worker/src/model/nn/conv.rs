@@ -89,6 +89,7 @@ impl Conv3x3 {
         let band = Band {
             batch,
             rows,
+            first_row: 0,
             width: columns,
             channels,
             body: &body,

@@ -1,0 +1,104 @@
+//! Runs one operation at a time, as standard input asks, and answers with the processor time it
+//! took in milliseconds: for timing kernels by turns with another program's, in one noisy hour.
+//!
+//! ```text
+//! conv 320 128            3x3, channels to as many, a square image
+//! linear 4096 640 5120    rows, depth, outputs
+//! attention 4096 10 64    tokens, heads, head dimension
+//! norm 320 128            group norm and SiLU, a square image
+//! ```
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write, stdin, stdout};
+
+use rustix::time::{ClockId, clock_gettime};
+use worker::kernels::{
+    Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention, conv2d,
+    group_moments, group_norm, linear,
+};
+
+/// Activations are allocated as the worker allocates them.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    let mut operations = HashMap::new();
+    for line in stdin().lock().lines() {
+        let line = line?;
+        let run = operations.entry(line.clone()).or_insert_with(|| operation(&line));
+        let start = processor_seconds();
+        run();
+        writeln!(stdout(), "{:.4}", (processor_seconds() - start) * 1e3)?;
+    }
+    Ok(())
+}
+
+/// Prepares an operation, so that only its run is timed.
+fn operation(line: &str) -> Box<dyn FnMut()> {
+    let mut words = line.split_whitespace();
+    let kind = words.next().expect("an operation");
+    let sizes: Vec<usize> = words.map(|word| word.parse().expect("a number")).collect();
+    let isa = Isa::best();
+    match (kind, &sizes[..]) {
+        (kind @ ("conv" | "conv2" | "conv4"), &[channels, side]) => {
+            let weight = values(channels * channels * 9);
+            let conv = Conv::pack(Stored::F32(&weight), [channels, channels, 3, 3], 1);
+            let conv = conv.by(match kind {
+                "conv2" => Method::Winograd2,
+                "conv4" => Method::Winograd4,
+                _ => Method::Direct,
+            });
+            let (x, mut out) = (values(side * side * channels), vec![0.0; side * side * channels]);
+            Box::new(move || {
+                let (above, below) = (&[][..], &[][..]);
+                let (rows, width, first_row) = (side, side, 0);
+                let band =
+                    Band { batch: 1, rows, width, first_row, channels, body: &x, above, below };
+                conv2d(isa, &mut out, &band, &conv, &Epilogue::default());
+            })
+        }
+        ("linear", &[rows, depth, outputs]) => {
+            let weight = Packed::pack(Stored::F32(&values(outputs * depth)), outputs, depth);
+            let (x, mut out) = (values(rows * depth), vec![0.0; rows * outputs]);
+            Box::new(move || linear(isa, &mut out, &x, &weight, &Epilogue::default()))
+        }
+        ("attention", &[tokens, heads, head_dim]) => {
+            let inner = heads * head_dim;
+            let [q, k, v] = [0; 3].map(|_| values(tokens * inner));
+            let mut out = vec![0.0; tokens * inner];
+            let heads =
+                Heads { batch: 1, heads, head_dim, queries: tokens, keys: tokens, causal: false };
+            Box::new(move || {
+                let [k, v] = [&k, &v].map(|values| Strided { values, row_stride: inner });
+                attention(isa, &mut out, &q, k, v, &heads);
+            })
+        }
+        ("norm", &[channels, side]) => {
+            let (x, mut out) = (values(side * side * channels), vec![0.0; side * side * channels]);
+            let (scale, shift) = (vec![1.0; channels], vec![0.0; channels]);
+            Box::new(move || {
+                std::hint::black_box(group_moments(isa, &x, 1, 32, channels));
+                group_norm(isa, &mut out, &x, 1, &scale, &shift, true);
+            })
+        }
+        _ => panic!("{line:?} is no operation"),
+    }
+}
+
+/// Values from -1 to 1.
+fn values(count: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// What this process has used of processors.
+fn processor_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}

@@ -1,0 +1,334 @@
+//! 3x3 convolution with stride 1 by Winograd's minimal filtering.
+//!
+//! The image is cut into tiles of `M x M` outputs, counted from the image's first row. `N x N` inputs
+//! of each tile are transformed, `N = M + 2`, and so are the weights; place by place each is then
+//! an ordinary product over the channels, `N²` multiplications for `M²` outputs where nine for each are
+//! usual. Weights are transformed on the way, a panel's chunk at a time, where many tiles share
+//! the cost: they take no memory of their own, and stay in the type they are stored in.
+#![expect(unsafe_code, reason = "tiles are multiplied by pointer into checked buffers")]
+
+mod transform;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use self::transform::{Four, Transform, Two};
+use super::conv::{Band, Pixels};
+use super::isa::Isa;
+use super::packed::{PANEL, Packed};
+use super::product::{Finish, share};
+use super::scratch::Scratch;
+use super::simd::{Kernel, Simd};
+use super::tasks;
+use super::tile::{DEPTH, PITCH, Tile};
+
+/// Transformed inputs of a block, at most: they are read once for each panel and should stay in a
+/// share of the last-level cache.
+const BLOCK_VALUES: usize = 4 << 20;
+/// Put between places that are read or written together: without it many would lie a multiple of the
+/// page size apart, and compete for the few cache lines of one set.
+const GAP: usize = 16;
+/// Tiles of a block, at least and at most: whole numbers of product tiles on every instruction set.
+const BLOCK_TILES: [usize; 2] = [84, 168];
+
+/// Convolves a band by tiles of two outputs each way.
+pub(super) fn by_two(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
+    convolve::<2, 4>(isa, &Job { x, w, finish, transform: PhantomData::<Two> });
+}
+
+/// Convolves a band by tiles of four outputs each way.
+pub(super) fn by_four(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
+    convolve::<4, 6>(isa, &Job { x, w, finish, transform: PhantomData::<Four> });
+}
+
+struct Job<'a, T, F> {
+    x: &'a Pixels<'a>,
+    w: &'a Packed,
+    finish: &'a F,
+    transform: PhantomData<T>,
+}
+
+fn convolve<const M: usize, const N: usize>(
+    isa: Isa,
+    job: &Job<'_, impl Transform<M, N>, impl Finish>,
+) {
+    let grid = Grid::new(job.x.band, M);
+    let tiles = grid.count();
+    let channels = job.x.band.channels;
+    let most = (BLOCK_VALUES / (N * N * channels)).clamp(BLOCK_TILES[0], BLOCK_TILES[1]);
+    let most = most / BLOCK_TILES[0] * BLOCK_TILES[0];
+    let (tile_blocks, panel_blocks) = split(tiles, most, job.w.panels());
+    tasks::each(tile_blocks * panel_blocks, |i| {
+        isa.run(Block::<_, _, M, N> {
+            job,
+            grid,
+            tiles: share(tiles, tile_blocks, i / panel_blocks),
+            panels: share(job.w.panels(), panel_blocks, i % panel_blocks),
+        });
+    });
+}
+
+/// Into how many blocks tiles and panels are split: tiles into no more than `most` each, and panels
+/// where that leaves threads without work. No sum depends on it.
+fn split(tiles: usize, most: usize, panels: usize) -> (usize, usize) {
+    const PER_THREAD: usize = 3;
+    let tile_blocks = tiles.div_ceil(most);
+    if tasks::threads() == 1 {
+        return (tile_blocks, 1);
+    }
+    let wanted = (tasks::threads() * PER_THREAD).div_ceil(tile_blocks.max(1));
+    (tile_blocks, wanted.min(panels).max(1))
+}
+
+/// The tiles of a band.
+#[derive(Clone, Copy)]
+struct Grid {
+    images: usize,
+    rows: usize,
+    columns: usize,
+    /// Output rows of the first tile row that lie before the band.
+    before: usize,
+}
+
+impl Grid {
+    fn new(band: &Band<'_>, side: usize) -> Self {
+        let before = band.first_row % side;
+        let [rows, columns] = [before + band.rows, band.width].map(|n| n.div_ceil(side));
+        let rows = if band.rows == 0 { 0 } else { rows };
+        Self { images: band.batch, rows, columns, before }
+    }
+
+    fn count(&self) -> usize {
+        self.images * self.rows * self.columns
+    }
+
+    /// The image, row and column of a tile.
+    fn place(&self, tile: usize) -> [usize; 3] {
+        let row = tile / self.columns;
+        [row / self.rows, row % self.rows, tile % self.columns]
+    }
+}
+
+/// Some tiles and panels of a convolution.
+struct Block<'a, T, F, const M: usize, const N: usize> {
+    job: &'a Job<'a, T, F>,
+    grid: Grid,
+    tiles: Range<usize>,
+    panels: Range<usize>,
+}
+
+impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
+    for Block<'_, T, F, M, N>
+{
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let tiles = self.tiles.len();
+        let chunks = self.chunks().count();
+        let chunk_size = (N * N).div_ceil(Self::PLACES) * tiles * PITCH;
+        let sizes = [
+            chunks * chunk_size,
+            9 * (Self::CHUNK * PANEL + GAP),
+            N * N * (Self::CHUNK * PANEL + GAP),
+            N * N * (tiles * PANEL + GAP),
+            M * M * tiles * PANEL,
+        ];
+        let mut scratch = Scratch::take(sizes.iter().sum());
+        let mut rest = &mut scratch[..];
+        let [inputs, taps, weights, sums, outputs] =
+            sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
+
+        for tile in 0..tiles {
+            self.transform_input(s, tile, chunk_size, inputs);
+        }
+        for panel in self.panels.clone() {
+            for (chunk, inputs) in self.chunks().zip(inputs.chunks_exact(chunk_size)) {
+                self.transform_weights(s, panel, chunk.clone(), taps, weights);
+                self.multiply(s, &chunk, (inputs, weights), sums);
+            }
+            self.transform_sums(s, sums, outputs);
+            // SAFETY: blocks have no tiles and panels in common.
+            unsafe { self.finish(s, panel, outputs) };
+        }
+    }
+}
+
+impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T, F, M, N> {
+    /// Places of a tile whose values lie side by side in a row of the product's left side.
+    const PLACES: usize = if M == 2 { 2 } else { 4 };
+    /// Channels taken at a time: the weights of a panel's chunk stay in the second-level cache.
+    const CHUNK: usize = DEPTH / Self::PLACES;
+
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let channels = self.job.x.band.channels;
+        (0..channels).step_by(Self::CHUNK).map(move |c| c..channels.min(c + Self::CHUNK))
+    }
+
+    /// Where the values of a place of a tile begin, in a chunk.
+    #[inline(always)]
+    fn at(&self, place: usize, tile: usize) -> usize {
+        (place / Self::PLACES * self.tiles.len() + tile) * PITCH
+            + place % Self::PLACES * Self::CHUNK
+    }
+
+    #[inline(always)]
+    fn transform_input<S: Simd>(&self, s: S, tile: usize, chunk_size: usize, to: &mut [f32]) {
+        let [image, row, column] = self.grid.place(self.tiles.start + tile);
+        let mut pixels: [[&[f32]; N]; N] = [[&[]; N]; N];
+        for (i, pixels) in pixels.iter_mut().enumerate() {
+            for (j, pixel) in pixels.iter_mut().enumerate() {
+                // What lies further before the band than its padding is of no output here.
+                let row = (row * M + i).checked_sub(self.grid.before);
+                *pixel = self.job.x.at(image, row.unwrap_or(usize::MAX), column * M + j);
+            }
+        }
+        for (chunk, to) in self.chunks().zip(to.chunks_exact_mut(chunk_size)) {
+            for c in chunk.clone().step_by(S::LANES) {
+                let mut square = [[s.splat(0.0); N]; N];
+                for (values, pixels) in square.iter_mut().zip(&pixels) {
+                    for (value, pixel) in values.iter_mut().zip(pixels) {
+                        *value = s.read_some(&pixel[c..]);
+                    }
+                }
+                let square = T::inputs(s, square);
+                for (i, values) in square.into_iter().enumerate() {
+                    for (j, value) in values.into_iter().enumerate() {
+                        s.write(&mut to[self.at(i * N + j, tile) + c - chunk.start..], value);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The weights of a chunk of channels, `[N * N][strip][chunk][WIDTH]` with gaps.
+    #[inline(always)]
+    fn transform_weights<S: Simd>(
+        &self,
+        s: S,
+        panel: usize,
+        chunk: Range<usize>,
+        taps: &mut [f32],
+        to: &mut [f32],
+    ) {
+        let channels = self.job.x.band.channels;
+        let size = chunk.len() * PANEL;
+        for (tap, to) in taps.chunks_exact_mut(size + GAP).take(9).enumerate() {
+            let first = tap * channels;
+            self.job.w.widen(s, panel, first + chunk.start..first + chunk.end, to);
+        }
+        for at in (0..size).step_by(S::LANES) {
+            let mut square = [[s.splat(0.0); 3]; 3];
+            for (i, values) in square.iter_mut().enumerate() {
+                for (j, value) in values.iter_mut().enumerate() {
+                    *value = s.read(&taps[(3 * i + j) * (size + GAP) + at..]);
+                }
+            }
+            let square = T::weights(s, square);
+            for (i, values) in square.into_iter().enumerate() {
+                for (j, value) in values.into_iter().enumerate() {
+                    s.write(&mut to[(i * N + j) * (size + GAP) + at..], value);
+                }
+            }
+        }
+    }
+
+    /// Adds a chunk of channels to the sums `[N * N][tiles][PANEL]` (with gaps) of a panel, or begins them
+    /// with it.
+    #[inline(always)]
+    fn multiply<S: Simd>(
+        &self,
+        s: S,
+        chunk: &Range<usize>,
+        (inputs, weights): (&[f32], &[f32]),
+        sums: &mut [f32],
+    ) {
+        let tiles = self.tiles.len();
+        let strip_size = chunk.len() * S::WIDTH;
+        for place in 0..N * N {
+            for strip in 0..PANEL / S::WIDTH {
+                let at = place * (chunk.len() * PANEL + GAP) + strip * strip_size;
+                let weights = &weights[at..][..strip_size];
+                for first in (0..tiles).step_by(S::ROWS) {
+                    let rows = S::ROWS.min(tiles - first);
+                    let inputs = &inputs[self.at(place, first)..];
+                    assert!(inputs.len() >= (rows - 1) * PITCH + chunk.len(), "rows of inputs");
+                    let at = place * (tiles * PANEL + GAP) + first * PANEL;
+                    let sums = &mut sums[at..][..rows * PANEL];
+                    let tile = Tile {
+                        depth: chunk.len(),
+                        a: inputs.as_ptr(),
+                        b: weights.as_ptr(),
+                        c: sums[strip * S::WIDTH..].as_mut_ptr(),
+                        stride: PANEL,
+                        add: chunk.start > 0,
+                    };
+                    // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
+                    unsafe { s.multiply_rows(rows, &tile) };
+                }
+            }
+        }
+    }
+
+    /// Turns sums into outputs, `[tile row][M][tile column][M][PANEL]` for the tiles' part of each row.
+    #[inline(always)]
+    fn transform_sums<S: Simd>(&self, s: S, sums: &[f32], outputs: &mut [f32]) {
+        let tiles = self.tiles.len();
+        for run in self.runs() {
+            let first = run.start - self.tiles.start;
+            let outputs = &mut outputs[first * M * M * PANEL..][..run.len() * M * M * PANEL];
+            for tile in 0..run.len() {
+                for lane in (0..PANEL).step_by(S::LANES) {
+                    let mut square = [[s.splat(0.0); N]; N];
+                    for (i, values) in square.iter_mut().enumerate() {
+                        for (j, value) in values.iter_mut().enumerate() {
+                            let at =
+                                (i * N + j) * (tiles * PANEL + GAP) + (first + tile) * PANEL + lane;
+                            *value = s.read(&sums[at..]);
+                        }
+                    }
+                    let square = T::outputs(s, square);
+                    for (i, values) in square.into_iter().enumerate() {
+                        for (j, value) in values.into_iter().enumerate() {
+                            let pixel = (i * run.len() + tile) * M + j;
+                            s.write(&mut outputs[pixel * PANEL + lane..], value);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The block's tiles, cut where a row of tiles ends.
+    fn runs(&self) -> impl Iterator<Item = Range<usize>> {
+        let (columns, end) = (self.grid.columns, self.tiles.end);
+        let mut start = self.tiles.start;
+        std::iter::from_fn(move || {
+            let run = start..end.min((start / columns + 1) * columns);
+            start = run.end;
+            (!run.is_empty()).then_some(run)
+        })
+    }
+
+    /// # Safety
+    /// As for [`Finish::finish`].
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, s: S, panel: usize, outputs: &[f32]) {
+        let Band { rows, width, .. } = *self.job.x.band;
+        for run in self.runs() {
+            let [image, tile_row, column] = self.grid.place(run.start);
+            let outputs = &outputs[(run.start - self.tiles.start) * M * M * PANEL..];
+            let columns = column * M..width.min((column + run.len()) * M);
+            for i in 0..M {
+                // Rows of a tile that lie before the band, or after it, are others'.
+                let Some(row) = (tile_row * M + i).checked_sub(self.grid.before) else { continue };
+                if row >= rows {
+                    break;
+                }
+                let first = (image * rows + row) * width;
+                let line = &outputs[i * run.len() * M * PANEL..][..columns.len() * PANEL];
+                let pixels = first + columns.start..first + columns.end;
+                // SAFETY: the caller's promise is handed on.
+                unsafe { self.job.finish.finish(s, pixels, panel, line) };
+            }
+        }
+    }
+}
