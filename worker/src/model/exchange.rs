@@ -53,10 +53,12 @@ pub struct SumSites {
     pub sum: Site,
 }
 
-/// The rows next to a band, [batch, rows, columns, channels]. None past the image's border, where
-/// a convolution sees zeros.
+/// Where a band is in the image, and the rows next to it, [batch, rows, columns, channels]. None past
+/// the image's border, where a convolution sees zeros.
 #[derive(Clone, Debug, Default)]
 pub struct Halo {
+    /// The image's row that the band begins with.
+    pub first_row: usize,
     /// The rows before the band's first.
     pub above: Option<Tensor>,
     /// The rows after the band's last.

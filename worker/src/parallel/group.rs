@@ -40,9 +40,30 @@ impl Group {
         (above.copied(), self.ranks.get(self.own + 1).copied())
     }
 
+    /// The row of the image that this rank's band of `rows` rows begins with, at a layer's resolution.
+    pub(super) fn first_row(&self, rows: usize) -> usize {
+        let above: u32 = self.rows[..self.own].iter().sum();
+        let [above, own] = [above, self.rows[self.own]].map(|rows| rows as usize);
+        above * rows / own
+    }
+
     /// How many times this rank's rows each peer's band has, in the order of [`Self::peers`].
     pub(super) fn rows_over_own(&self) -> Vec<f64> {
         let others = self.rows.iter().enumerate().filter(|(place, _)| *place != self.own);
         others.map(|(_, rows)| f64::from(*rows) / f64::from(self.rows[self.own])).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bands_begin_where_the_ones_above_end_at_every_resolution() {
+        let bands = [(Rank(0), 12), (Rank(1), 4), (Rank(2), 16)];
+        let group = Group::new(bands.into_iter(), Rank(2));
+        assert_eq!([2, 16, 128].map(|rows| group.first_row(rows)), [2, 16, 128]);
+        let group = Group::new(bands.into_iter(), Rank(1));
+        assert_eq!([1, 4, 32].map(|rows| group.first_row(rows)), [3, 12, 96]);
     }
 }

@@ -102,13 +102,14 @@ pub(super) fn receive_edges(
     x: &Tensor,
     rows: usize,
 ) -> Result<Halo> {
-    let (batch, _, columns, channels) = x.dims4()?;
+    let (batch, own_rows, columns, channels) = x.dims4()?;
     let shape = (batch, rows, columns, channels);
+    let first_row = mesh.group(site).first_row(own_rows);
     let (above, below) = mesh.group(site).neighbours();
     let mut take = |peer: Option<Rank>| {
         peer.map(|peer| mesh.receive_rows(peer, site, call, shape)).transpose()
     };
-    Ok(Halo { above: take(above)?, below: take(below)? })
+    Ok(Halo { first_row, above: take(above)?, below: take(below)? })
 }
 
 /// Sends the band's statistics to every rank: mean and squared deviations of each group.

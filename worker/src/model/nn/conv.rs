@@ -2,13 +2,22 @@
 
 use super::linear::Finish;
 use super::{Loader, Result, tensor, view};
-use crate::kernels::{self, Band, Epilogue, Isa};
+use crate::kernels::{self, Band, Epilogue, Isa, Method};
 use crate::model::exchange::Exchange;
 use candle_core::Tensor;
 use protocol::Site;
 use protocol::plan::Ask;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Channels, on both sides, from which on Winograd's filtering pays for its transforms.
+const WINOGRAD_CHANNELS: usize = 32;
+
+/// How a 3x3 convolution is computed. It depends on nothing but the layer, so that all ranks agree.
+fn method(inputs: usize, outputs: usize, stride: usize) -> Method {
+    let winograd = stride == 1 && inputs.min(outputs) >= WINOGRAD_CHANNELS;
+    if winograd { Method::Winograd2 } else { Method::Direct }
+}
 
 /// A 3x3 convolution with padding 1 and stride 1 or 2. (1x1 convolutions are
 /// [`super::linear::Linear`].)
@@ -29,6 +38,7 @@ impl Conv3x3 {
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
         let shape = [outputs, inputs, 3, 3];
         let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
+        let weight = weight.by(method(inputs, outputs, stride));
         let bias = loader.values_f32("bias", &[outputs])?;
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
         Ok(Self { weight: Arc::new(weight), bias, site, outputs, stride })
@@ -89,7 +99,7 @@ impl Conv3x3 {
         let band = Band {
             batch,
             rows,
-            first_row: 0,
+            first_row: halo.first_row,
             width: columns,
             channels,
             body: &body,
