@@ -6,7 +6,7 @@ use crate::kernels::{self, Band, Epilogue, Isa, Method};
 use crate::model::exchange::Exchange;
 use candle_core::Tensor;
 use protocol::Site;
-use protocol::plan::Ask;
+use protocol::plan::{Ask, Stage};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,9 +14,15 @@ use std::sync::Arc;
 const WINOGRAD_CHANNELS: usize = 32;
 
 /// How a 3x3 convolution is computed. It depends on nothing but the layer, so that all ranks agree.
-fn method(inputs: usize, outputs: usize, stride: usize) -> Method {
-    let winograd = stride == 1 && inputs.min(outputs) >= WINOGRAD_CHANNELS;
-    if winograd { Method::Winograd2 } else { Method::Direct }
+///
+/// F(4x4) is for the decoder alone: it runs once, so that its rounding, ten times F(2x2)'s, is far
+/// below a level of the 8-bit image (docs/performance.md), and convolutions are nearly all it does.
+fn method(stage: Stage, inputs: usize, outputs: usize, stride: usize) -> Method {
+    match stage {
+        _ if stride > 1 || inputs.min(outputs) < WINOGRAD_CHANNELS => Method::Direct,
+        stage if stage.is_decode() => Method::Winograd4,
+        _ => Method::Winograd2,
+    }
 }
 
 /// A 3x3 convolution with padding 1 and stride 1 or 2. (1x1 convolutions are
@@ -38,7 +44,7 @@ impl Conv3x3 {
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
         let shape = [outputs, inputs, 3, 3];
         let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
-        let weight = weight.by(method(inputs, outputs, stride));
+        let weight = weight.by(method(loader.place().stage, inputs, outputs, stride));
         let bias = loader.values_f32("bias", &[outputs])?;
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
         Ok(Self { weight: Arc::new(weight), bias, site, outputs, stride })
