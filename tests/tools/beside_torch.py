@@ -1,7 +1,9 @@
-"""Times kernels by turns with PyTorch's, at SDXL's shapes.
+"""Times kernels by turns with PyTorch's, at SDXL's shapes; or the UNet and the decoder of a
+checkpoint with diffusers'.
 
     cargo build --release -p worker --example op
     python beside_torch.py target/release/examples/op [--rounds 7] [--only conv]
+    python beside_torch.py target/release/examples/op --model sdxl-sized --part unet --side 64 [--dtype bf16]
 
 One thread each. A figure is the median of processor time, so that being descheduled does not count;
 PyTorch's convolution is the better of its two layouts. Prints GFLOP/s (of the plain operation's
@@ -50,10 +52,37 @@ CASES = [(way, sizes) for way in ("conv", "conv2", "conv4") for sizes in CONV] +
 CASES += [("attention", "4096 10 64"), ("attention", "1024 20 64"), ("norm", "320 128")]
 
 
+def unet(folder, side, dtype):
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel.from_pretrained(f"{folder}/unet", torch_dtype=dtype)
+    x, text = torch.randn(1, 4, side, side, dtype=dtype), torch.randn(1, 77, 2048, dtype=dtype)
+    added = {"text_embeds": torch.randn(1, 1280, dtype=dtype), "time_ids": torch.full((1, 6), 8.0 * side, dtype=dtype)}
+    return lambda: model(x, 500, encoder_hidden_states=text, added_cond_kwargs=added)
+
+
+def vae(folder, side, dtype):
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(f"{folder}/vae", torch_dtype=dtype)
+    x = torch.randn(1, 4, side, side, dtype=dtype)
+    return lambda: model.decode(x)
+
+
 def processor_ms(run):
     start = time.process_time()
     run()
     return (time.process_time() - start) * 1e3
+
+
+def beside(runs, own, rounds):
+    """Medians of both, by turns: of the best of `runs`, and of `own`. The first turn warms up."""
+    times, owns = [[] for _ in runs], []
+    for _ in range(rounds + 1):
+        for run, taken in zip(runs, times):
+            taken.append(processor_ms(run))
+        owns.append(own())
+    return min(statistics.median(taken[1:]) for taken in times), statistics.median(owns[1:])
 
 
 def main():
@@ -61,6 +90,10 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="")
+    parser.add_argument("--model")
+    parser.add_argument("--part", choices=["unet", "vae"], default="unet")
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--dtype", default="auto", help="the type our weights are held in; bf16 is diffusers', too")
     arguments = parser.parse_args()
     environment = {**os.environ, "RAYON_NUM_THREADS": "1"}
     program = subprocess.Popen([arguments.program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -70,21 +103,21 @@ def main():
         program.stdin.flush()
         return float(program.stdout.readline())
 
+    if arguments.model:
+        line = f"{arguments.part} {arguments.model} {arguments.dtype} {arguments.side}"
+        dtype = torch.bfloat16 if arguments.dtype == "bf16" else torch.float32
+        part = {"unet": unet, "vae": vae}[arguments.part]
+        run = part(arguments.model, arguments.side, dtype)
+        theirs, own = beside([run], lambda: ours(line), arguments.rounds)
+        print(f"{line}: diffusers {theirs / 1e3:.3f} s, ours {own / 1e3:.3f} s, share {own / theirs:.2f}")
+        return
     print(f"{'operation':32} {'torch ms':>9} {'GF/s':>6} {'ours ms':>9} {'GF/s':>6} {'share':>6}")
     for kind, sizes in CASES:
         if arguments.only not in kind:
             continue
         runs, work = TORCH[kind](*map(int, sizes.split()))
         line = f"{kind} {sizes}"
-        times = [[] for _ in runs]
-        own = []
-        for turn in range(arguments.rounds + 1):
-            for run, taken in zip(runs, times):
-                taken.append(processor_ms(run))
-            own.append(ours(line))
-        # The first turn warms up.
-        theirs = min(statistics.median(taken[1:]) for taken in times)
-        own = statistics.median(own[1:])
+        theirs, own = beside(runs, lambda: ours(line), arguments.rounds)
         print(f"{line:32} {theirs:9.2f} {work / theirs / 1e6:6.0f} {own:9.2f} {work / own / 1e6:6.0f} {own / theirs:6.2f}", flush=True)
 
 

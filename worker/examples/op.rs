@@ -2,10 +2,13 @@
 //! took in milliseconds: for timing kernels by turns with another program's, in one noisy hour.
 //!
 //! ```text
-//! conv 320 128            3x3, channels to as many, a square image
-//! linear 4096 640 5120    rows, depth, outputs
+//! conv 320 128            3x3, channels to as many, a square image; conv2 and conv4: by Winograd's
+//!                         F(2x2) and F(4x4)
+//! linear 4096 640 5120    rows, depth, outputs; linear-bf16 and linear-int8: in those numbers
 //! attention 4096 10 64    tokens, heads, head dimension
 //! norm 320 128            group norm and SiLU, a square image
+//! unet FOLDER auto 64     one call for one image, a square latent, weights held as `auto`
+//! vae FOLDER auto 64      a decode of a square latent
 //! ```
 
 use std::collections::HashMap;
@@ -13,9 +16,13 @@ use std::io::{BufRead, Write, stdin, stdout};
 
 use rustix::time::{ClockId, clock_gettime};
 use worker::kernels::{
-    Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention, conv2d,
-    group_moments, group_norm, linear,
+    Arithmetic, Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention,
+    conv2d, group_moments, group_norm, linear,
 };
+use worker::model::checkpoint::Checkpoint;
+use worker::model::exchange::Dense;
+use worker::model::files::ModelFiles;
+use worker::model::nn::tensor;
 
 /// Activations are allocated as the worker allocates them.
 #[global_allocator]
@@ -35,11 +42,14 @@ fn main() -> anyhow::Result<()> {
 
 /// Prepares an operation, so that only its run is timed.
 fn operation(line: &str) -> Box<dyn FnMut()> {
-    let mut words = line.split_whitespace();
-    let kind = words.next().expect("an operation");
-    let sizes: Vec<usize> = words.map(|word| word.parse().expect("a number")).collect();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    if let [kind @ ("unet" | "vae"), folder, dtype, side] = words[..] {
+        return whole(kind, folder, dtype, side.parse().expect("a number"));
+    }
+    let (kind, sizes) = words.split_first().expect("an operation");
+    let sizes: Vec<usize> = sizes.iter().map(|word| word.parse().expect("a number")).collect();
     let isa = Isa::best();
-    match (kind, &sizes[..]) {
+    match (*kind, &sizes[..]) {
         (kind @ ("conv" | "conv2" | "conv4"), &[channels, side]) => {
             let weight = values(channels * channels * 9);
             let conv = Conv::pack(Stored::F32(&weight), [channels, channels, 3, 3], 1);
@@ -57,8 +67,14 @@ fn operation(line: &str) -> Box<dyn FnMut()> {
                 conv2d(isa, &mut out, &band, &conv, &Epilogue::default());
             })
         }
-        ("linear", &[rows, depth, outputs]) => {
-            let weight = Packed::pack(Stored::F32(&values(outputs * depth)), outputs, depth);
+        (kind @ ("linear" | "linear-bf16" | "linear-int8"), &[rows, depth, outputs]) => {
+            let arithmetic = match kind {
+                "linear-bf16" => Arithmetic::Bf16,
+                "linear-int8" => Arithmetic::Int8,
+                _ => Arithmetic::F32,
+            };
+            let weight =
+                Packed::pack(Stored::F32(&values(outputs * depth)), outputs, depth, arithmetic);
             let (x, mut out) = (values(rows * depth), vec![0.0; rows * outputs]);
             Box::new(move || linear(isa, &mut out, &x, &weight, &Epilogue::default()))
         }
@@ -83,6 +99,26 @@ fn operation(line: &str) -> Box<dyn FnMut()> {
         }
         _ => panic!("{line:?} is no operation"),
     }
+}
+
+/// A whole call of the UNet, or of the decoder, of a checkpoint.
+fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> Box<dyn FnMut()> {
+    let files = ModelFiles::Folder(folder.into());
+    let checkpoint = Checkpoint::load(&files, dtype.parse().expect("a type")).expect("a model");
+    let pixels = u32::try_from(8 * side).expect("a size");
+    let latent = tensor(values(side * side * 4), (1, side, side, 4)).expect("a latent");
+    if kind == "vae" {
+        return Box::new(move || {
+            checkpoint.vae().decode(&latent, &mut Dense).expect("an image");
+        });
+    }
+    let text = [checkpoint.embed("a lighthouse at dusk").expect("a prompt")];
+    let unet = checkpoint.unet();
+    let conditioning = checkpoint.condition(unet, &text, pixels, pixels).expect("a condition");
+    Box::new(move || {
+        let call = checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense);
+        call.expect("a prediction");
+    })
 }
 
 /// Values from -1 to 1.

@@ -35,7 +35,9 @@ struct EngineArgs {
     /// A checkpoint in the diffusers folder layout [default: the built-in emoji-xl].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// The type weights are held in: auto (as the checkpoint stores them), f32, f16 or bf16.
+    /// The type weights are held in: auto (as the checkpoint stores them), f32, f16, bf16 (products of
+    /// the UNet's linear layers, too, where the processor has them) or int8 (those layers in 8 bits: faster,
+    /// and not the same image).
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
     dtype: Dtype,
     /// Compute threads [default: this machine's cores].

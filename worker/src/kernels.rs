@@ -8,6 +8,7 @@
 //! there are, where a row stands among them, or how many threads share the work. So a band of an
 //! image comes out, bit for bit, as it would from the whole image.
 
+mod aligned;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -42,5 +43,5 @@ pub use conv::{Band, Conv, Method, conv2d};
 pub use isa::{Isa, IsaError};
 pub use linear::{Activation, Epilogue, geglu, linear};
 pub use norm::{Moment, group_moments, group_norm, layer_norm};
-pub use packed::{Packed, Stored};
+pub use packed::{Arithmetic, Packed, Stored};
 pub use pointwise::{add, concat_channels, silu, upsample2x_nearest};

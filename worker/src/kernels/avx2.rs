@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::simd::{Kernel, Simd};
-use super::tile::{Tile, by_rows, multiply};
+use super::tile::{Floats, Terms, Tile, Words, by_rows, multiply};
 
 /// AVX2, FMA and F16C. A value exists only where the machine has all three.
 #[derive(Clone, Copy)]
@@ -122,12 +122,41 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, false, 1 2 3 4 5 6);
+        by_rows!(rows, tile, height, Floats, false, 1 2 3 4 5 6);
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, true, 1 2 3 4 5 6);
+    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+        match words {
+            Words::F32 => by_rows!(rows, tile, height, Floats, true, 1 2 3 4 5 6),
+            Words::I16 => by_rows!(rows, tile, height, I16s, true, 1 2 3 4 5 6),
+            other => unreachable!("AVX2 has no instruction for {other:?}"),
+        }
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        unsafe {
+            let sum = _mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b));
+            _mm256_castsi256_ps(sum)
+        }
+    }
+
+    #[inline(always)]
+    fn from_integers(self, x: __m256) -> __m256 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: __m256) {
+        // SAFETY: the caller promises room for eight values.
+        unsafe {
+            let whole = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
+        }
     }
 }
 
@@ -146,10 +175,30 @@ fn turn_quad(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
     ]
 }
 
+/// Pairs of 16-bit integers.
+struct I16s;
+
+impl Terms<Avx2> for I16s {
+    #[inline(always)]
+    fn fma(s: Avx2, a: __m256, b: __m256, sum: __m256) -> __m256 {
+        // SAFETY: an `Avx2` exists, so the machine has the instructions.
+        let products = unsafe {
+            let products = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+            _mm256_castsi256_ps(products)
+        };
+        s.add_integers(sum, products)
+    }
+
+    #[inline(always)]
+    fn add(s: Avx2, a: __m256, b: __m256) -> __m256 {
+        s.add_integers(a, b)
+    }
+}
+
 /// # Safety
 /// As [`Tile`] says, on a machine with the instructions.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
+unsafe fn height<T: Terms<Avx2>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Avx2, M, 2, IN_ROWS>(Avx2(()), tile) }
+    unsafe { multiply::<Avx2, T, M, 2, IN_ROWS>(Avx2(()), tile) }
 }

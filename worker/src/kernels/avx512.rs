@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::simd::{Kernel, Simd};
-use super::tile::{Tile, by_rows, multiply};
+use super::tile::{Floats, I8_ZERO, Terms, Tile, Words, by_rows, multiply};
 
 /// AVX-512 F. A value exists only where the machine has it.
 #[derive(Clone, Copy)]
@@ -113,12 +113,66 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+        by_rows!(rows, tile, base, Floats, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, height, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+        match words {
+            Words::F32 => {
+                by_rows!(rows, tile, base, Floats, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+            Words::Bf16 => {
+                by_rows!(rows, tile, with_bf16, Bf16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+            Words::I16 => {
+                by_rows!(rows, tile, with_words, I16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+            Words::I8 => {
+                by_rows!(rows, tile, with_vnni, I8s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        unsafe { add_integers(a, b) }
+    }
+
+    #[inline(always)]
+    fn from_integers(self, x: __m512) -> __m512 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
+        // SAFETY: the caller promises room for sixteen values. Adding half of the last place that is
+        // kept, or a little less where that place is even, and cutting rounds to nearest even.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let cut = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(cut));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, to: *mut i16, x: __m512) {
+        // SAFETY: the caller promises room for sixteen values.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_u8(self, to: *mut u8, x: __m512) {
+        // SAFETY: the caller promises room for sixteen values.
+        unsafe {
+            let zero = _mm512_set1_epi32(i32::from(I8_ZERO));
+            let whole = _mm512_add_epi32(_mm512_cvtps_epi32(x), zero);
+            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
+        }
     }
 }
 
@@ -151,10 +205,77 @@ fn join_quads(a: __m512, b: __m512, c: __m512, d: __m512) -> [__m512; 4] {
     ]
 }
 
-/// # Safety
-/// As [`Tile`] says, on a machine with the instructions.
+/// Words of other numbers than `f32`.
+macro_rules! words {
+    ($($name:ident $fma:ident $add:expr;)+) => {$(
+        struct $name;
+
+        impl Terms<Avx512> for $name {
+            #[inline(always)]
+            fn fma(_: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {
+                // SAFETY: only met where the machine has the instructions, by `multiply_rows`.
+                unsafe { $fma(a, b, sum) }
+            }
+
+            #[inline(always)]
+            fn add(_: Avx512, a: __m512, b: __m512) -> __m512 {
+                // SAFETY: as above.
+                unsafe { $add(a, b) }
+            }
+        }
+    )+};
+}
+
+words! {
+    Bf16s add_bf16_products _mm512_add_ps;
+    I16s add_i16_products add_integers;
+    I8s add_i8_products add_integers;
+}
+
+/// The height of a tile, compiled for some of the instructions.
+macro_rules! heights {
+    ($($name:ident $features:literal;)+) => {$(
+        /// # Safety
+        /// As [`Tile`] says, on a machine with the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn $name<T: Terms<Avx512>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
+            // SAFETY: the caller keeps the promises of `Tile`.
+            unsafe { multiply::<Avx512, T, M, 2, IN_ROWS>(Avx512(()), tile) }
+        }
+    )+};
+}
+
+heights! {
+    base "avx512f";
+    with_words "avx512f,avx512bw";
+    with_vnni "avx512f,avx512vnni";
+    with_bf16 "avx512f,avx512bf16";
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn add_bf16_products(a: __m512, b: __m512, sum: __m512) -> __m512 {
+    // SAFETY: both are 512 bits, and any bits are bfloat16.
+    let [a, b]: [__m512bh; 2] = unsafe { std::mem::transmute([a, b]) };
+    _mm512_dpbf16_ps(sum, a, b)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_i16_products(a: __m512, b: __m512, sum: __m512) -> __m512 {
+    let products = _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(sum), products))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_i8_products(a: __m512, b: __m512, sum: __m512) -> __m512 {
+    let [a, b, sum] = [a, b, sum].map(|x| _mm512_castps_si512(x));
+    _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, a, b))
+}
+
+#[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
-    // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Avx512, M, 2, IN_ROWS>(Avx512(()), tile) }
+fn add_integers(a: __m512, b: __m512) -> __m512 {
+    _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
 }

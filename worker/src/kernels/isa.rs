@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use thiserror::Error;
 
+use super::packed::Arithmetic;
 use super::portable::Portable;
 use super::simd::{Kernel, Simd};
+use super::tile::Words;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2::Avx2, avx512::Avx512};
 
@@ -19,15 +21,21 @@ pub enum Isa {
     Portable,
     /// 256-bit vectors with fused multiply-add (x86-64, about 2013 on).
     Avx2,
-    /// 512-bit vectors (x86-64 servers, and AMD from Zen 4 on).
+    /// 512-bit vectors (x86-64 servers from about 2017 on).
     Avx512,
+    /// And products of 8-bit integers (VNNI; from about 2019 on).
+    Avx512Vnni,
+    /// And products of bfloat16 (AMD from Zen 4 on, Intel from Sapphire Rapids on).
+    Avx512Bf16,
 }
 
 /// Why `TESSERA_ISA` names no instruction set that can be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IsaError {
     /// The name is none of those known.
-    #[error("unknown instruction set {0:?}: say portable, avx2 or avx512")]
+    #[error(
+        "unknown instruction set {0:?}: say portable, avx2, avx512, avx512-vnni or avx512-bf16"
+    )]
     Unknown(String),
     /// This machine lacks it.
     #[error("this machine has no {0}")]
@@ -38,7 +46,8 @@ impl Isa {
     /// The environment variable that overrides the choice.
     pub const VARIABLE: &'static str = "TESSERA_ISA";
 
-    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 5] =
+        [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
     /// The instruction sets of this machine, slowest first.
     #[must_use]
@@ -83,7 +92,17 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
-            Self::Avx512 => Self::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+            }
+            Self::Avx512Vnni => {
+                Self::Avx512.is_available() && is_x86_feature_detected!("avx512vnni")
+            }
+            Self::Avx512Bf16 => {
+                Self::Avx512Vnni.is_available() && is_x86_feature_detected!("avx512bf16")
+            }
         }
     }
 
@@ -92,13 +111,33 @@ impl Isa {
         self == Self::Portable
     }
 
+    /// Whether it multiplies bfloat16.
+    #[must_use]
+    pub fn has_bf16(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
+    /// The words that a product in `arithmetic` is made of.
+    ///
+    /// # Panics
+    /// For bfloat16, where there is no instruction.
+    pub(super) fn words(self, arithmetic: Arithmetic) -> Words {
+        match (arithmetic, self) {
+            (Arithmetic::F32, _) => Words::F32,
+            (Arithmetic::Bf16, Self::Avx512Bf16) => Words::Bf16,
+            (Arithmetic::Bf16, _) => panic!("{self} has no products of bfloat16"),
+            (Arithmetic::Int8, Self::Avx512Vnni | Self::Avx512Bf16) => Words::I8,
+            (Arithmetic::Int8, _) => Words::I16,
+        }
+    }
+
     /// Rows in a tile of the product.
     pub(super) fn tile_rows(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::ROWS,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Avx512::ROWS,
             _ => Portable::ROWS,
         }
     }
@@ -109,7 +148,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::WIDTH,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::WIDTH,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Avx512::WIDTH,
             _ => Portable::WIDTH,
         }
     }
@@ -123,7 +162,7 @@ impl Isa {
             Self::Avx2 => unsafe { Avx2::run(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { Avx512::run(kernel) },
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => unsafe { Avx512::run(kernel) },
             _ => kernel.run(Portable),
         }
     }
@@ -135,6 +174,8 @@ impl fmt::Display for Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Bf16 => "avx512-bf16",
         })
     }
 }
@@ -166,7 +207,7 @@ mod tests {
         let error = Isa::named("sse9").unwrap_err();
         assert_eq!(
             error.to_string(),
-            r#"unknown instruction set "sse9": say portable, avx2 or avx512"#
+            r#"unknown instruction set "sse9": say portable, avx2, avx512, avx512-vnni or avx512-bf16"#
         );
     }
 

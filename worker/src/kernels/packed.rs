@@ -4,10 +4,13 @@
 use std::fmt;
 use std::ops::Range;
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
 use super::simd::Simd;
+use super::tile::Words;
 
 /// Columns of a packed weight that lie side by side.
 pub(super) const PANEL: usize = 32;
@@ -23,10 +26,24 @@ pub enum Stored<'a> {
     Bf16(&'a [bf16]),
 }
 
+/// The numbers a product is taken in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// `f32`, whatever type the weight is stored in.
+    #[default]
+    F32,
+    /// Both sides rounded to bfloat16 and summed in `f32`, where the machine has an instruction for it
+    /// ([`Isa::has_bf16`](super::Isa::has_bf16)).
+    Bf16,
+    /// Both sides rounded to 8 bits, a row of the left and a column of the right by a scale each, and
+    /// summed exactly.
+    Int8,
+}
+
 /// A weight of `outputs` columns and `depth` rows, ready for the product.
 ///
 /// It stays in its stored type, and is widened to `f32` a panel at a time inside the product,
-/// where many rows share the cost.
+/// where many rows share the cost; or it is rounded to the numbers the product is taken in.
 pub struct Packed {
     panels: Panels,
     panel_count: usize,
@@ -35,11 +52,26 @@ pub struct Packed {
     depth: usize,
 }
 
-/// `[panel][depth][PANEL]`, zeros where the last panel has no column.
+/// `[panel][depth / group][PANEL][group]`, zeros where the last panel has no column and the last
+/// group no row.
 enum Panels {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    /// A group is one.
+    F32(Aligned<f32>),
+    F16(Aligned<f16>),
+    Bf16(Aligned<bf16>),
+    /// A group is two: a word.
+    Pairs(Aligned<bf16>),
+    /// A group is four: a word.
+    Quads(Quads),
+}
+
+/// Columns of 8-bit values.
+struct Quads {
+    values: Aligned<i8>,
+    /// What a value of each column stands for, `[panel][PANEL]`.
+    scales: Vec<f32>,
+    /// The sum of each column's values, `[panel][PANEL]`.
+    sums: Vec<i32>,
 }
 
 impl Packed {
@@ -48,11 +80,11 @@ impl Packed {
     /// # Panics
     /// When the weight is not that large.
     #[must_use]
-    pub fn pack(weight: Stored<'_>, outputs: usize, depth: usize) -> Self {
+    pub fn pack(weight: Stored<'_>, outputs: usize, depth: usize, arithmetic: Arithmetic) -> Self {
         assert_eq!(weight.len(), outputs * depth, "a weight [{outputs}, {depth}]");
         let column = |c: usize| (c < outputs).then_some(c);
         let layout = Layout { panels: outputs.div_ceil(PANEL), depth, taps: 1 };
-        Self::with_layout(weight, outputs, layout, column)
+        Self::with_layout(weight, outputs, layout, arithmetic, column)
     }
 
     /// Packs a convolution's weight `[outputs, inputs, kernel, kernel]`, with the depth in the
@@ -62,7 +94,7 @@ impl Packed {
         assert_eq!(weight.len(), outputs * depth, "a weight [{outputs}, {inputs}, {taps} taps]");
         let column = |c: usize| (c < outputs).then_some(c);
         let layout = Layout { panels: outputs.div_ceil(PANEL), depth, taps };
-        Self::with_layout(weight, outputs, layout, column)
+        Self::with_layout(weight, outputs, layout, Arithmetic::F32, column)
     }
 
     /// Packs a GEGLU projection `[2 * inner, depth]`, hidden columns first and then their gates,
@@ -72,7 +104,12 @@ impl Packed {
     /// # Panics
     /// When the weight is not that large.
     #[must_use]
-    pub fn pack_geglu(weight: Stored<'_>, inner: usize, depth: usize) -> Self {
+    pub fn pack_geglu(
+        weight: Stored<'_>,
+        inner: usize,
+        depth: usize,
+        arithmetic: Arithmetic,
+    ) -> Self {
         assert_eq!(weight.len(), 2 * inner * depth, "a weight [2 * {inner}, {depth}]");
         const HALF: usize = PANEL / 2;
         let column = |c: usize| {
@@ -81,19 +118,33 @@ impl Packed {
             (hidden < inner).then_some(hidden + lane / HALF * inner)
         };
         let layout = Layout { panels: inner.div_ceil(HALF), depth, taps: 1 };
-        Self { geglu: true, ..Self::with_layout(weight, inner, layout, column) }
+        Self { geglu: true, ..Self::with_layout(weight, inner, layout, arithmetic, column) }
     }
 
     fn with_layout(
         weight: Stored<'_>,
         outputs: usize,
         layout: Layout,
+        arithmetic: Arithmetic,
         column: impl Fn(usize) -> Option<usize> + Sync,
     ) -> Self {
-        let panels = match weight {
-            Stored::F32(values) => Panels::F32(pack(values, layout, column)),
-            Stored::F16(values) => Panels::F16(pack(values, layout, column)),
-            Stored::Bf16(values) => Panels::Bf16(pack(values, layout, column)),
+        let panels = match (arithmetic, weight) {
+            (Arithmetic::F32, Stored::F32(values)) => Panels::F32(pack(values, layout, 1, column)),
+            (Arithmetic::F32, Stored::F16(values)) => Panels::F16(pack(values, layout, 1, column)),
+            (Arithmetic::F32, Stored::Bf16(values)) => {
+                Panels::Bf16(pack(values, layout, 1, column))
+            }
+            (Arithmetic::Bf16, weight) => {
+                let values: Vec<bf16> = match weight {
+                    Stored::Bf16(values) => values.to_vec(),
+                    other => other.widened().map(bf16::from_f32).collect(),
+                };
+                Panels::Pairs(pack(&values, layout, 2, column))
+            }
+            (Arithmetic::Int8, weight) => {
+                let values: Vec<f32> = weight.widened().collect();
+                Panels::Quads(Quads::pack(&values, layout, column))
+            }
         };
         Self { panels, panel_count: layout.panels, geglu: false, outputs, depth: layout.depth }
     }
@@ -107,22 +158,26 @@ impl Packed {
     pub fn part(&self, columns: &[Range<usize>], depth: &[Range<usize>]) -> Self {
         let columns: Vec<usize> = columns.iter().cloned().flatten().collect();
         let depth: Vec<usize> = depth.iter().cloned().flatten().collect();
-        let rows = depth.len();
         let halves = if self.geglu { 2 } else { 1 };
         let width = PANEL / halves;
         let panel_count = columns.len().div_ceil(width);
-        // Where a lane of the part stands in the whole.
-        let place = |lane: usize| {
-            let column = *columns.get(lane / PANEL * width + lane % width)?;
-            let half = lane % PANEL / width;
-            Some((column / width * self.depth * PANEL, column % width + half * width))
+        // The packed column of the whole that a packed column of the part is.
+        let place = |c: usize| {
+            let column = *columns.get(c / PANEL * width + c % width)?;
+            let half = c % PANEL / width;
+            Some(column / width * PANEL + column % width + half * width)
         };
+        let places: Vec<_> = (0..panel_count * PANEL).map(place).collect();
+        let part = Part { whole: self.depth, depth: &depth, places: &places };
         let panels = match &self.panels {
-            Panels::F32(values) => Panels::F32(take(values, panel_count, &depth, place)),
-            Panels::F16(values) => Panels::F16(take(values, panel_count, &depth, place)),
-            Panels::Bf16(values) => Panels::Bf16(take(values, panel_count, &depth, place)),
+            Panels::F32(values) => Panels::F32(take(values, 1, part)),
+            Panels::F16(values) => Panels::F16(take(values, 1, part)),
+            Panels::Bf16(values) => Panels::Bf16(take(values, 1, part)),
+            Panels::Pairs(values) => Panels::Pairs(take(values, 2, part)),
+            Panels::Quads(quads) => Panels::Quads(quads.part(part)),
         };
-        Self { panels, panel_count, geglu: self.geglu, outputs: columns.len(), depth: rows }
+        let (outputs, depth) = (columns.len(), depth.len());
+        Self { panels, panel_count, geglu: self.geglu, outputs, depth }
     }
 
     /// Columns of the result.
@@ -143,7 +198,19 @@ impl Packed {
         match &self.panels {
             Panels::F32(values) => size_of_val(&values[..]),
             Panels::F16(values) => size_of_val(&values[..]),
-            Panels::Bf16(values) => size_of_val(&values[..]),
+            Panels::Bf16(values) | Panels::Pairs(values) => size_of_val(&values[..]),
+            Panels::Quads(Quads { values, scales, sums }) => {
+                size_of_val(&values[..]) + size_of_val(&scales[..]) + size_of_val(&sums[..])
+            }
+        }
+    }
+
+    /// The numbers its products are taken in.
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        match self.panels {
+            Panels::F32(_) | Panels::F16(_) | Panels::Bf16(_) => Arithmetic::F32,
+            Panels::Pairs(_) => Arithmetic::Bf16,
+            Panels::Quads(_) => Arithmetic::Int8,
         }
     }
 
@@ -157,7 +224,45 @@ impl Packed {
         self.panel_count
     }
 
-    /// Widens the rows `depth` of a panel into strips of a tile's width: `[strip][depth][WIDTH]`.
+    /// Some rows of a panel as words of the product, `[rows][PANEL]`: as they lie here, if those are
+    /// their words, else made in `to`. A row is a group of the `words`.
+    ///
+    /// # Panics
+    /// When the weight is not packed for them.
+    #[inline(always)]
+    pub(super) fn words<'w, S: Simd>(
+        &'w self,
+        s: S,
+        words: Words,
+        panel: usize,
+        rows: Range<usize>,
+        to: &'w mut [f32],
+    ) -> &'w [f32] {
+        let of = |group: usize, rows: Range<usize>| {
+            let first = panel * self.depth.div_ceil(group);
+            (first + rows.start) * PANEL * group..(first + rows.end) * PANEL * group
+        };
+        let count = rows.len();
+        match (&self.panels, words) {
+            (Panels::F32(values), Words::F32) => return &values[of(1, rows)],
+            (Panels::F16(values), Words::F32) => widen(s, &values[of(1, rows)], to),
+            (Panels::Bf16(values), Words::F32) => widen(s, &values[of(1, rows)], to),
+            (Panels::Pairs(values), Words::Bf16) => {
+                return bytemuck::cast_slice(&values[of(2, rows)]);
+            }
+            (Panels::Quads(quads), Words::I8) => {
+                return bytemuck::cast_slice(&quads.values[of(4, rows)]);
+            }
+            (Panels::Quads(quads), Words::I16) => {
+                let rows = rows.start / 2..rows.end.div_ceil(2);
+                split_quads(&quads.values[of(4, rows)], bytemuck::cast_slice_mut(to));
+            }
+            _ => unreachable!("a weight for {:?} as {words:?}", self.arithmetic()),
+        }
+        &to[..count * PANEL]
+    }
+
+    /// Widens the rows `depth` of a panel of floats: `[depth][PANEL]`.
     #[inline(always)]
     pub(super) fn widen<S: Simd>(&self, s: S, panel: usize, depth: Range<usize>, to: &mut [f32]) {
         let rows =
@@ -166,6 +271,16 @@ impl Packed {
             Panels::F32(values) => widen(s, &values[rows], to),
             Panels::F16(values) => widen(s, &values[rows], to),
             Panels::Bf16(values) => widen(s, &values[rows], to),
+            _ => unreachable!("only plain weights are widened"),
+        }
+    }
+
+    /// What values of a panel's columns stand for, and their sums; of 8-bit columns.
+    pub(super) fn columns(&self, panel: usize) -> Option<(&[f32], &[i32])> {
+        let here = panel * PANEL..(panel + 1) * PANEL;
+        match &self.panels {
+            Panels::Quads(quads) => Some((&quads.scales[here.clone()], &quads.sums[here])),
+            _ => None,
         }
     }
 }
@@ -185,7 +300,16 @@ struct Layout {
     taps: usize,
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// The values as `f32`.
+    fn widened(self) -> Box<dyn Iterator<Item = f32> + 'a> {
+        match self {
+            Self::F32(values) => Box::new(values.iter().copied()),
+            Self::F16(values) => Box::new(values.iter().map(|x| x.to_f32())),
+            Self::Bf16(values) => Box::new(values.iter().map(|x| x.to_f32())),
+        }
+    }
+
     fn len(self) -> usize {
         match self {
             Self::F32(values) => values.len(),
@@ -196,22 +320,25 @@ impl Stored<'_> {
 }
 
 /// `column` says which stored column, if any, comes to stand at a packed one.
-fn pack<T: Copy + Default + Send + Sync>(
+fn pack<T: Pod + Send + Sync>(
     values: &[T],
-    Layout { panels, depth, taps }: Layout,
+    layout: Layout,
+    group: usize,
     column: impl Fn(usize) -> Option<usize> + Sync,
-) -> Vec<T> {
+) -> Aligned<T> {
     // Few enough rows at a time that they stay in the cache while each column crosses them.
     const ROWS: usize = 64;
+    let Layout { panels, depth, taps } = layout;
     let inputs = depth / taps;
-    let mut packed = vec![T::default(); panels * depth * PANEL];
-    packed.par_chunks_exact_mut(depth * PANEL).enumerate().for_each(|(panel, packed)| {
-        for (block, packed) in packed.chunks_mut(ROWS * PANEL).enumerate() {
+    let panel_len = depth.next_multiple_of(group) * PANEL;
+    let mut packed = Aligned::zeroed(panels * panel_len);
+    packed.par_chunks_exact_mut(panel_len.max(1)).enumerate().for_each(|(panel, packed)| {
+        for first in (0..depth).step_by(ROWS) {
             for lane in 0..PANEL {
                 let Some(column) = column(panel * PANEL + lane) else { continue };
                 let values = &values[column * depth..][..depth];
-                for (k, row) in (block * ROWS..).zip(packed.chunks_exact_mut(PANEL)) {
-                    row[lane] = values[k % inputs * taps + k / inputs];
+                for k in first..depth.min(first + ROWS) {
+                    packed[place(k, lane, group)] = values[k % inputs * taps + k / inputs];
                 }
             }
         }
@@ -219,26 +346,100 @@ fn pack<T: Copy + Default + Send + Sync>(
     packed
 }
 
-/// The rows `depth` of some columns of packed `values`: `place` says at which value the panel of a
-/// lane's column starts, and which lane it is there.
-fn take<T: Copy + Default + Send + Sync>(
-    values: &[T],
-    panels: usize,
-    depth: &[usize],
-    place: impl Fn(usize) -> Option<(usize, usize)> + Sync,
-) -> Vec<T> {
-    let mut taken = vec![T::default(); panels * depth.len() * PANEL];
-    let panel_len = (depth.len() * PANEL).max(1);
-    taken.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, taken)| {
-        let places: Vec<_> = (panel * PANEL..(panel + 1) * PANEL).map(&place).collect();
-        for (k, row) in depth.iter().zip(taken.chunks_exact_mut(PANEL)) {
-            for (value, place) in row.iter_mut().zip(&places) {
-                let Some((start, lane)) = place else { continue };
-                *value = values[start + k * PANEL + lane];
+/// Where row `k` of a panel's column lies.
+fn place(k: usize, lane: usize, group: usize) -> usize {
+    (k / group * PANEL + lane) * group + k % group
+}
+
+/// Some rows of some columns of a packed weight.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    /// Rows of the whole.
+    whole: usize,
+    depth: &'a [usize],
+    /// Which packed column of the whole each of the part's is.
+    places: &'a [Option<usize>],
+}
+
+fn take<T: Pod + Send + Sync>(values: &[T], group: usize, part: Part<'_>) -> Aligned<T> {
+    let panel_len = part.depth.len().next_multiple_of(group) * PANEL;
+    let whole_len = part.whole.next_multiple_of(group) * PANEL;
+    let mut taken = Aligned::zeroed(part.places.len() / PANEL * panel_len);
+    let panels = taken.par_chunks_exact_mut(panel_len.max(1));
+    panels.zip(part.places.par_chunks_exact(PANEL)).for_each(|(taken, columns)| {
+        for (k, from) in part.depth.iter().enumerate() {
+            for (lane, column) in columns.iter().enumerate() {
+                let Some(column) = column else { continue };
+                let from = place(*from, column % PANEL, group);
+                taken[place(k, lane, group)] = values[column / PANEL * whole_len + from];
             }
         }
     });
     taken
+}
+
+impl Quads {
+    fn pack(
+        values: &[f32],
+        layout: Layout,
+        column: impl Fn(usize) -> Option<usize> + Sync,
+    ) -> Self {
+        let depth = layout.depth;
+        let columns = values.par_chunks_exact(depth.max(1));
+        let stored: Vec<f32> = columns.map(|column| scale_of(largest(column))).collect();
+        #[expect(clippy::cast_possible_truncation, reason = "within 127 of zero by its scale")]
+        let rounded: Vec<i8> = values
+            .par_iter()
+            .enumerate()
+            .map(|(i, x)| (x / stored[i / depth]).round() as i8)
+            .collect();
+        let packed = 0..layout.panels * PANEL;
+        let scales = packed.map(|c| column(c).map_or(1.0, |column| stored[column])).collect();
+        Self::new(pack(&rounded, layout, 4, column), scales)
+    }
+
+    fn new(values: Aligned<i8>, scales: Vec<f32>) -> Self {
+        let mut sums = vec![0; scales.len()];
+        let panel_len = values.len() / (scales.len() / PANEL).max(1);
+        for (values, sums) in
+            values.chunks_exact(panel_len.max(1)).zip(sums.chunks_exact_mut(PANEL))
+        {
+            for (i, value) in values.iter().enumerate() {
+                sums[i / 4 % PANEL] += i32::from(*value);
+            }
+        }
+        Self { values, scales, sums }
+    }
+
+    fn part(&self, part: Part<'_>) -> Self {
+        let scale = |column: &Option<usize>| column.map_or(1.0, |column| self.scales[column]);
+        Self::new(take(&self.values, 4, part), part.places.iter().map(scale).collect())
+    }
+}
+
+/// What 1 stands for where values up to `largest` are rounded to 8 bits.
+pub(super) fn scale_of(largest: f32) -> f32 {
+    if largest > 0.0 { largest / 127.0 } else { 1.0 }
+}
+
+/// The largest absolute value.
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
+}
+
+/// Turns `[rows][PANEL][4]` into twice as many rows `[PANEL][2]`.
+#[inline(always)]
+fn split_quads(quads: &[i8], pairs: &mut [i16]) {
+    let rows = quads.chunks_exact(4 * PANEL).zip(pairs.chunks_exact_mut(4 * PANEL));
+    for (quads, pairs) in rows {
+        let (first, second) = pairs.split_at_mut(2 * PANEL);
+        for (lane, quad) in quads.chunks_exact(4).enumerate() {
+            first[2 * lane] = i16::from(quad[0]);
+            first[2 * lane + 1] = i16::from(quad[1]);
+            second[2 * lane] = i16::from(quad[2]);
+            second[2 * lane + 1] = i16::from(quad[3]);
+        }
+    }
 }
 
 /// A type weights are stored in.
@@ -273,15 +474,10 @@ impl Element for bf16 {
 }
 
 #[inline(always)]
-fn widen<S: Simd, T: Element>(s: S, rows: &[T], to: &mut [f32]) {
-    assert!(to.len() >= rows.len(), "room for the panel");
-    let depth = rows.len() / PANEL;
-    for (k, row) in rows.chunks_exact(PANEL).enumerate() {
-        for lane in (0..PANEL).step_by(S::LANES) {
-            let at = (lane / S::WIDTH * depth + k) * S::WIDTH + lane % S::WIDTH;
-            // SAFETY: `LANES` divides `PANEL`, so the vector lies in the row; and the strips
-            // together are as large as the rows, so it lies in `to`.
-            unsafe { s.store(to.as_mut_ptr().add(at), T::load(s, row.as_ptr().add(lane))) };
-        }
+fn widen<S: Simd, T: Element>(s: S, values: &[T], to: &mut [f32]) {
+    assert!(to.len() >= values.len() && values.len().is_multiple_of(PANEL), "room for the rows");
+    for at in (0..values.len()).step_by(S::LANES) {
+        // SAFETY: `LANES` divides `PANEL`, so the vector lies in the values, and in `to`.
+        unsafe { s.store(to.as_mut_ptr().add(at), T::load(s, values.as_ptr().add(at))) };
     }
 }

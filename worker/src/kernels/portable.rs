@@ -6,7 +6,7 @@ use std::array;
 use half::{bf16, f16};
 
 use super::simd::Simd;
-use super::tile::{Tile, by_rows, multiply};
+use super::tile::{Floats, Terms, Tile, Words, by_rows, multiply};
 
 const LANES: usize = 8;
 
@@ -116,20 +116,61 @@ impl Simd for Portable {
 
     #[inline(always)]
     unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        // SAFETY: the caller keeps the promises of `Tile`.
-        by_rows!(rows, tile, height, false, 1 2 3 4);
+        by_rows!(rows, tile, height, Floats, false, 1 2 3 4);
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, rows: usize, tile: &Tile) {
-        // SAFETY: the caller keeps the promises of `Tile`.
-        by_rows!(rows, tile, height, true, 1 2 3 4);
+    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+        match words {
+            Words::F32 => by_rows!(rows, tile, height, Floats, true, 1 2 3 4),
+            Words::I16 => by_rows!(rows, tile, height, I16s, true, 1 2 3 4),
+            other => unreachable!("there is no portable instruction for {other:?}"),
+        }
+    }
+
+    #[inline(always)]
+    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V {
+        array::from_fn(|i| f32::from_bits(a[i].to_bits().wrapping_add(b[i].to_bits())))
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "rounding to f32 is meant")]
+    fn from_integers(self, x: Self::V) -> Self::V {
+        x.map(|x| x.to_bits().cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the caller promises 16 bits")]
+    unsafe fn store_i16(self, to: *mut i16, x: Self::V) {
+        let whole = self.round(x).map(|x| x as i16);
+        // SAFETY: the caller promises room for `LANES` values.
+        unsafe { to.cast::<[i16; LANES]>().write_unaligned(whole) };
+    }
+}
+
+/// Pairs of 16-bit integers.
+struct I16s;
+
+impl Terms<Portable> for I16s {
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a word is cut into its halves")]
+    fn fma(_: Portable, a: [f32; LANES], b: [f32; LANES], sum: [f32; LANES]) -> [f32; LANES] {
+        array::from_fn(|i| {
+            let [a, b, sum] = [a[i], b[i], sum[i]].map(|word| word.to_bits().cast_signed());
+            let low = i32::from(a as i16) * i32::from(b as i16);
+            f32::from_bits((sum + low + (a >> 16) * (b >> 16)).cast_unsigned())
+        })
+    }
+
+    #[inline(always)]
+    fn add(s: Portable, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        s.add_integers(a, b)
     }
 }
 
 /// # Safety
 /// As [`Tile`] says.
-unsafe fn height<const M: usize, const IN_ROWS: bool>(tile: &Tile) {
+unsafe fn height<T: Terms<Portable>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Portable, M, 1, IN_ROWS>(Portable, tile) }
+    unsafe { multiply::<Portable, T, M, 1, IN_ROWS>(Portable, tile) }
 }

@@ -3,12 +3,14 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::isa::Isa;
-use super::packed::{PANEL, Packed};
+use super::packed::{PANEL, Packed, scale_of};
 use super::scratch::Scratch;
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, MAX_LANES, Simd};
 use super::tasks;
-use super::tile::{DEPTH, PITCH, Tile};
+use super::tile::{DEPTH, I8_ZERO, PITCH, Tile, Words};
 
 /// Rows of a block: a whole number of tiles for every instruction set, and few enough that
 /// [`DEPTH`] of their values stay in the second-level cache.
@@ -37,13 +39,14 @@ pub(super) trait Finish: Sync {
 
 /// Multiplies `x` by `w` and hands every sum to `finish` once.
 pub(super) fn product(isa: Isa, x: &impl Rows, w: &Packed, finish: &impl Finish) {
+    let words = isa.words(w.arithmetic());
     let tiles = x.count().div_ceil(isa.tile_rows());
     let (row_blocks, panel_blocks) = grid(isa, tiles, w.panels());
     tasks::each(row_blocks * panel_blocks, |i| {
         let tiles = share(tiles, row_blocks, i / panel_blocks);
         let rows = tiles.start * isa.tile_rows()..x.count().min(tiles.end * isa.tile_rows());
         let panels = share(w.panels(), panel_blocks, i % panel_blocks);
-        isa.run(Block { x, w, finish, rows, panels });
+        isa.run(Block { x, w, finish, words, rows, panels });
     });
 }
 
@@ -73,6 +76,7 @@ struct Block<'a, X, F> {
     x: &'a X,
     w: &'a Packed,
     finish: &'a F,
+    words: Words,
     rows: Range<usize>,
     panels: Range<usize>,
 }
@@ -80,79 +84,144 @@ struct Block<'a, X, F> {
 impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let tiles = self.rows.len().div_ceil(S::ROWS);
-        let panel_sums = tiles * S::ROWS * PANEL;
-        let depth = self.w.depth();
+        let rows = self.rows.len();
+        let panel_sums = rows * PANEL;
+        let depth = self.w.depth().div_ceil(self.words.group());
         // Sums that are complete after one step are finished at once and need not be kept.
         let kept = if depth <= DEPTH { 1 } else { self.panels.len() };
-        let left_size = self.rows.len() * PITCH;
-        let right_size = DEPTH * PANEL;
-        let mut scratch = Scratch::take(left_size + right_size + kept * panel_sums);
-        let (left, rest) = scratch.split_at_mut(left_size);
-        let (right, sums) = rest.split_at_mut(right_size);
+        let sizes = [rows * PITCH, DEPTH * PANEL, rows.next_multiple_of(16), kept * panel_sums];
+        let mut scratch = Scratch::take(sizes.iter().sum());
+        let mut rest = &mut scratch[..];
+        let [left, right, scales, sums] =
+            sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
 
-        let mut start = 0;
-        while start < depth {
+        self.find_scales(s, scales);
+        for start in (0..depth).step_by(DEPTH) {
             let step = start..depth.min(start + DEPTH);
-            self.pack_rows(step.clone(), left);
+            self.pack_rows(s, &step, scales, left);
             for (i, panel) in self.panels.clone().enumerate() {
                 let sums = &mut sums[i % kept * panel_sums..][..panel_sums];
-                self.w.widen(s, panel, step.clone(), right);
-                multiply_panel(s, &self.rows, &step, (left, right), sums);
+                let right = self.w.words(s, self.words, panel, step.clone(), right);
+                self.multiply_panel(s, &step, (left, right), sums);
                 if step.end == depth {
+                    self.scale(s, panel, scales, sums);
                     // SAFETY: blocks have no rows and panels in common.
                     unsafe { self.finish.finish(s, self.rows.clone(), panel, sums) };
                 }
             }
-            start = step.end;
         }
     }
 }
 
 impl<X: Rows, F> Block<'_, X, F> {
-    /// Lays out the values `step` of the block's rows, a pitch apart.
+    /// What 1 stands for in each row, if its values are rounded to 8 bits.
     #[inline(always)]
-    fn pack_rows(&self, step: Range<usize>, to: &mut [f32]) {
+    fn find_scales<S: Simd>(&self, s: S, scales: &mut [f32]) {
+        if matches!(self.words, Words::F32 | Words::Bf16) {
+            return;
+        }
+        for (row, scale) in self.rows.clone().zip(scales) {
+            let mut most = s.splat(0.0);
+            for part in 0..self.w.depth().div_ceil(self.x.stretch()) {
+                for x in self.x.part(row, part).chunks(S::LANES) {
+                    let x = s.read_some(x);
+                    most = s.max(most, s.max(x, s.sub(s.splat(0.0), x)));
+                }
+            }
+            let mut values = [0.0; MAX_LANES];
+            s.write(&mut values, most);
+            *scale = scale_of(values.into_iter().fold(0.0, f32::max));
+        }
+    }
+
+    /// Lays out the words `step` of the block's rows, a pitch apart.
+    #[inline(always)]
+    fn pack_rows<S: Simd>(&self, s: S, step: &Range<usize>, scales: &[f32], to: &mut [f32]) {
+        let group = self.words.group();
+        let values = step.start * group..self.w.depth().min(step.end * group);
         let stretch = self.x.stretch();
-        for (row, to) in self.rows.clone().zip(to.chunks_exact_mut(PITCH)) {
-            let mut k = step.start;
-            while k < step.end {
+        for ((row, to), scale) in self.rows.clone().zip(to.chunks_exact_mut(PITCH)).zip(scales) {
+            // The last word may have more room than there are values.
+            to[step.len() - 1] = 0.0;
+            let mut k = values.start;
+            while k < values.end {
                 let (part, within) = (k / stretch, k % stretch);
-                let length = (stretch - within).min(step.end - k);
-                let values = &self.x.part(row, part)[within..][..length];
-                to[k - step.start..][..length].copy_from_slice(values);
+                let length = (stretch - within).min(values.end - k);
+                let x = &self.x.part(row, part)[within..][..length];
+                match self.words {
+                    Words::F32 => to[k - values.start..][..length].copy_from_slice(x),
+                    words => pack_words(s, words, x, 1.0 / scale, (to, k - values.start)),
+                }
                 k += length;
+            }
+        }
+    }
+
+    /// Adds one step of the depth to the sums `[rows][PANEL]` of a panel, or begins them with it.
+    #[inline(always)]
+    fn multiply_panel<S: Simd>(
+        &self,
+        s: S,
+        step: &Range<usize>,
+        (left, right): (&[f32], &[f32]),
+        sums: &mut [f32],
+    ) {
+        assert_eq!(right.len(), step.len() * PANEL, "a step of a panel");
+        for strip in (0..PANEL).step_by(S::WIDTH) {
+            let tiles = left.chunks(S::ROWS * PITCH).zip(sums.chunks_mut(S::ROWS * PANEL));
+            for (left, sums) in tiles {
+                let tile = Tile {
+                    depth: step.len(),
+                    a: left.as_ptr(),
+                    b: right[strip..].as_ptr(),
+                    c: sums[strip..].as_mut_ptr(),
+                    stride: PANEL,
+                    add: step.start > 0,
+                };
+                // SAFETY: the slices are cut to the sizes that `Tile` asks for.
+                unsafe { s.multiply_rows(self.words, left.len() / PITCH, &tile) };
+            }
+        }
+    }
+
+    /// Turns sums of integers into what they stand for.
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S, panel: usize, scales: &[f32], sums: &mut [f32]) {
+        let Some((columns, totals)) = self.w.columns(panel) else { return };
+        // What the left side's zero has added to every sum of a column.
+        let zero = if self.words == Words::I8 { i32::from(I8_ZERO) } else { 0 };
+        let mut surplus = [0.0; PANEL];
+        for (surplus, total) in surplus.iter_mut().zip(totals) {
+            *surplus = f32::from_bits((-zero * total).cast_unsigned());
+        }
+        for (sums, scale) in sums.chunks_exact_mut(PANEL).zip(scales) {
+            for c in (0..PANEL).step_by(S::LANES) {
+                let sum = s.add_integers(s.read(&sums[c..]), s.read(&surplus[c..]));
+                let unit = s.mul(s.read(&columns[c..]), s.splat(*scale));
+                s.write(&mut sums[c..], s.mul(s.from_integers(sum), unit));
             }
         }
     }
 }
 
-/// Adds one step of the depth to the sums `[rows][PANEL]` of a panel, or begins them with it.
+/// Rounds the values of a row, which are multiplied by `by` for integers, and lays them out as words from
+/// the value `at` on.
 #[inline(always)]
-fn multiply_panel<S: Simd>(
-    s: S,
-    rows: &Range<usize>,
-    step: &Range<usize>,
-    (left, right): (&[f32], &[f32]),
-    sums: &mut [f32],
-) {
-    let depth = step.len();
-    for strip in 0..PANEL / S::WIDTH {
-        let right = &right[strip * depth * S::WIDTH..][..depth * S::WIDTH];
-        for (tile, first) in rows.clone().step_by(S::ROWS).enumerate() {
-            let rows = S::ROWS.min(rows.end - first);
-            let left = &left[tile * S::ROWS * PITCH..][..rows * PITCH];
-            let sums = &mut sums[tile * S::ROWS * PANEL..][..S::ROWS * PANEL];
-            let tile = Tile {
-                depth,
-                a: left.as_ptr(),
-                b: right.as_ptr(),
-                c: sums[strip * S::WIDTH..].as_mut_ptr(),
-                stride: PANEL,
-                add: step.start > 0,
-            };
-            // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-            unsafe { s.multiply_rows(rows, &tile) };
+fn pack_words<S: Simd>(s: S, words: Words, x: &[f32], by: f32, (to, at): (&mut [f32], usize)) {
+    assert!(at + x.len() <= words.group() * DEPTH && to.len() == PITCH, "values of one row");
+    let by = s.splat(by);
+    for (i, x) in x.chunks(S::LANES).enumerate() {
+        let at = at + i * S::LANES;
+        let x = s.read_some(x);
+        // SAFETY: of at most `DEPTH` words; a vector that hangs over ends within the row's pitch, and
+        // what it leaves there is overwritten or never read.
+        unsafe {
+            match words {
+                Words::F32 => s.store(to.as_mut_ptr().add(at), x),
+                Words::Bf16 => s.store_bf16(to.as_mut_ptr().cast::<bf16>().add(at), x),
+                Words::I16 => s.store_i16(to.as_mut_ptr().cast::<i16>().add(at), s.mul(x, by)),
+                Words::I8 => s.store_u8(to.as_mut_ptr().cast::<u8>().add(at), s.mul(x, by)),
+            }
         }
     }
 }

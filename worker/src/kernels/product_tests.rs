@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use super::reference::{
     Type, Weight, activate, assert_close, assert_same, finish, product, taps, values, with_threads,
 };
-use super::{Activation, Band, Conv, Epilogue, Isa, Method, Packed, Stored, conv2d, geglu, linear};
+use super::{
+    Activation, Arithmetic, Band, Conv, Epilogue, Isa, Method, Packed, Stored, conv2d, geglu,
+    linear,
+};
 
 fn types() -> impl Strategy<Value = Type> {
     prop_oneof![Just(Type::F32), Just(Type::F16), Just(Type::Bf16)]
@@ -50,7 +53,7 @@ proptest! {
             residual: residual.then_some(&added),
         };
         let want = finish(&product(&x, &weight.rounded(), depth), outputs, &epilogue);
-        let packed = Packed::pack(weight.stored(), outputs, depth);
+        let packed = Packed::pack(weight.stored(), outputs, depth, Arithmetic::F32);
         for isa in Isa::available() {
             assert_close(&run_linear(isa, &x, &packed, &epilogue), &want, 2e-6, &isa.to_string());
         }
@@ -65,7 +68,7 @@ proptest! {
     ) {
         let x = values(seed, rows * depth);
         let weight = values(seed ^ 1, outputs * depth);
-        let packed = Packed::pack(Stored::F32(&weight), outputs, depth);
+        let packed = Packed::pack(Stored::F32(&weight), outputs, depth, Arithmetic::F32);
         let (a, b) = (a.index(rows), b.index(rows));
         let part = a.min(b)..a.max(b) + 1;
         for isa in Isa::available() {
@@ -74,6 +77,60 @@ proptest! {
             let few = run_linear(isa, few, &packed, &Epilogue::default());
             let of_whole = &whole[part.start * outputs..part.end * outputs];
             assert_same(of_whole, &few, &isa.to_string());
+        }
+    }
+
+    #[test]
+    fn rounded_numbers_are_multiplied_exactly(
+        (rows, outputs, depth) in (1..40_usize, 1..100_usize, 1..3000_usize),
+        (ty, threads, biased) in (types(), 1..4_usize, any::<bool>()),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, rows * depth);
+        let weight = Weight::new(ty, &values(seed ^ 1, outputs * depth));
+        let bias = values(seed ^ 2, outputs);
+        let epilogue = Epilogue { bias: biased.then_some(&bias[..]), ..Epilogue::default() };
+        // What 8 bits keep of each row of `values`.
+        let rounded = |values: &[f32]| -> Vec<f32> {
+            let row = |row: &[f32]| {
+                let unit = row.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.0;
+                row.iter().map(|x| (x / unit).round() * unit).collect::<Vec<_>>()
+            };
+            values.chunks_exact(depth).flat_map(row).collect()
+        };
+        let to_bf16 = |values: &[f32]| -> Vec<f32> {
+            values.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect()
+        };
+        let weights = weight.rounded();
+        for isa in Isa::available() {
+            let run = |arithmetic| {
+                let packed = Packed::pack(weight.stored(), outputs, depth, arithmetic);
+                with_threads(threads, || run_linear(isa, &x, &packed, &epilogue))
+            };
+            let want = finish(&product(&rounded(&x), &rounded(&weights), depth), outputs, &epilogue);
+            // A value halfway between two whole numbers may become either; one in a row does this much.
+            let tolerance = 1.1 / 127.0;
+            assert_close(&run(Arithmetic::Int8), &want, tolerance, &format!("int8, {isa}"));
+            if isa.has_bf16() {
+                let sums = product(&to_bf16(&x), &to_bf16(&weights), depth);
+                let want = finish(&sums, outputs, &epilogue);
+                assert_close(&run(Arithmetic::Bf16), &want, 2e-6, &format!("bf16, {isa}"));
+            }
+        }
+    }
+
+    #[test]
+    fn eight_bits_are_the_same_everywhere(
+        (rows, outputs, depth) in (1..40_usize, 1..100_usize, 1..3000_usize),
+        seed in any::<u64>(),
+    ) {
+        let x = values(seed, rows * depth);
+        let weight = values(seed ^ 1, outputs * depth);
+        let packed = Packed::pack(Stored::F32(&weight), outputs, depth, Arithmetic::Int8);
+        let plain = run_linear(Isa::Portable, &x, &packed, &Epilogue::default());
+        for isa in Isa::available() {
+            let got = run_linear(isa, &x, &packed, &Epilogue::default());
+            assert_same(&got, &plain, &isa.to_string());
         }
     }
 
@@ -94,7 +151,7 @@ proptest! {
             hidden.iter().zip(gate).map(|(h, g)| h * activate(Activation::Gelu, *g)).collect()
         };
         let want: Vec<f64> = both.chunks_exact(2 * inner).flat_map(gate).collect();
-        let packed = Packed::pack_geglu(weight.stored(), inner, depth);
+        let packed = Packed::pack_geglu(weight.stored(), inner, depth, Arithmetic::F32);
         for isa in Isa::available() {
             let mut out = vec![f32::NAN; rows * inner];
             geglu(isa, &mut out, &x, &packed, bias);
@@ -203,13 +260,14 @@ proptest! {
     fn parts_of_a_weight_give_its_columns_and_summands_of_them(
         (rows, outputs, depth) in (1..20_usize, 2..150_usize, 2..200_usize),
         (column, row) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
-        ty in types(),
+        (ty, int8) in (types(), any::<bool>()),
         seed in any::<u64>(),
     ) {
+        let arithmetic = if int8 { Arithmetic::Int8 } else { Arithmetic::F32 };
         let x = values(seed, rows * depth);
         let weight = Weight::new(ty, &values(seed ^ 1, outputs * depth));
         let (column, row) = (column.index(outputs - 1) + 1, row.index(depth - 1) + 1);
-        let whole = Packed::pack(weight.stored(), outputs, depth);
+        let whole = Packed::pack(weight.stored(), outputs, depth, arithmetic);
         // Two stretches of columns with a gap between them, as keys and values of some heads are.
         let stretches = [0..column / 2, column..outputs];
         let (all_rows, all_columns) = (0..depth, 0..outputs);
@@ -230,7 +288,9 @@ proptest! {
                 sum.iter_mut().zip(summand).for_each(|(sum, summand)| *sum += summand);
             }
             let all: Vec<f64> = all.into_iter().map(f64::from).collect();
-            assert_close(&sum, &all, 1e-5, &isa.to_string());
+            // Parts of a row have a scale each.
+            let tolerance = if int8 { 0.05 } else { 1e-5 };
+            assert_close(&sum, &all, tolerance, &isa.to_string());
         }
     }
 
@@ -247,7 +307,7 @@ proptest! {
             all.chunks_exact(inner).flat_map(|line| line[some.clone()].to_vec()).collect()
         };
         let weight = values(seed ^ 1, 2 * inner * channels);
-        let gates = Packed::pack_geglu(Stored::F32(&weight), inner, channels);
+        let gates = Packed::pack_geglu(Stored::F32(&weight), inner, channels, Arithmetic::F32);
         let weight = values(seed ^ 2, inner * channels * 9);
         let conv = Conv::pack(Stored::F32(&weight), [inner, channels, 3, 3], 1);
         let (rows, width) = (pixels, pixels);
@@ -272,12 +332,12 @@ proptest! {
 #[test]
 fn weights_keep_their_stored_type() {
     let weight = Weight::new(Type::F16, &values(1, 64 * 100));
-    assert_eq!(Packed::pack(weight.stored(), 64, 100).bytes(), 2 * 64 * 100);
+    assert_eq!(Packed::pack(weight.stored(), 64, 100, Arithmetic::F32).bytes(), 2 * 64 * 100);
 }
 
 #[test]
 fn no_rows_are_no_work() {
-    let packed = Packed::pack(Stored::F32(&[1.0; 12]), 3, 4);
+    let packed = Packed::pack(Stored::F32(&[1.0; 12]), 3, 4, Arithmetic::F32);
     for isa in Isa::available() {
         assert!(run_linear(isa, &[], &packed, &Epilogue::default()).is_empty());
     }

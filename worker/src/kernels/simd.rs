@@ -3,7 +3,7 @@
 
 use half::{bf16, f16};
 
-use super::tile::Tile;
+use super::tile::{I8_ZERO, Tile, Words};
 
 /// Work that is compiled once for each instruction set.
 pub(super) trait Kernel {
@@ -71,8 +71,50 @@ pub(super) trait Simd: Copy {
     /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side lies in rows.
     ///
     /// # Safety
-    /// As [`Tile`] says.
-    unsafe fn multiply_rows(self, rows: usize, tile: &Tile);
+    /// As [`Tile`] says; and the machine has the instructions for the `words`, as
+    /// [`Isa::words`](super::Isa::words) chose them.
+    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile);
+
+    /// The sum of 32-bit integers, which lie in the bits of `a` and `b`.
+    fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// The 32-bit integers that lie in the bits of `x`, as `f32`.
+    fn from_integers(self, x: Self::V) -> Self::V;
+
+    /// Rounds to bfloat16, ties to even.
+    ///
+    /// # Safety
+    /// `to` is writable for `LANES` values.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16, x: Self::V) {
+        let mut values = [0.0; MAX_LANES];
+        self.write(&mut values, x);
+        for (i, value) in values[..Self::LANES].iter().enumerate() {
+            // SAFETY: the caller promises room for `LANES` values.
+            unsafe { to.add(i).write_unaligned(bf16::from_f32(*value)) };
+        }
+    }
+
+    /// Rounds values within 16 bits to whole ones, ties to even.
+    ///
+    /// # Safety
+    /// `to` is writable for `LANES` values.
+    unsafe fn store_i16(self, to: *mut i16, x: Self::V);
+
+    /// Rounds values within 127 of zero to whole ones, ties to even, and adds [`I8_ZERO`].
+    ///
+    /// # Safety
+    /// `to` is writable for `LANES` values.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to 255")]
+    unsafe fn store_u8(self, to: *mut u8, x: Self::V) {
+        let mut values = [0.0; MAX_LANES];
+        self.write(&mut values, self.round(x));
+        for (i, value) in values[..Self::LANES].iter().enumerate() {
+            // SAFETY: the caller promises room for `LANES` values.
+            unsafe { to.add(i).write((*value + f32::from(I8_ZERO)) as u8) };
+        }
+    }
 
     /// The first `LANES` values of `from`.
     #[inline(always)]

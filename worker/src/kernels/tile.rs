@@ -1,9 +1,38 @@
 //! The product's innermost loop, on one tile of the output, and the layout its rows come in.
 #![expect(unsafe_code, reason = "the innermost loop walks panels by pointer")]
 
+use super::packed::PANEL;
 use super::simd::Simd;
 
-/// The most depth of a tile whose left side lies in rows.
+/// What a 32-bit word of a product's left and right side holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Words {
+    /// One `f32`. Sums are `f32`.
+    F32,
+    /// Two bfloat16, one row of the depth after the other. Sums are `f32`.
+    Bf16,
+    /// Two 16-bit integers. Sums are 32-bit integers.
+    I16,
+    /// Four 8-bit integers, unsigned ([`I8_ZERO`] stands for zero) on the left and signed on the
+    /// right. Sums are 32-bit integers.
+    I8,
+}
+
+/// The zero of the left side's 8-bit integers.
+pub(super) const I8_ZERO: u8 = 128;
+
+impl Words {
+    /// Rows of the depth that a word holds.
+    pub(super) const fn group(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 | Self::I16 => 2,
+            Self::I8 => 4,
+        }
+    }
+}
+
+/// The most words of depth of a tile whose left side lies in rows.
 pub(super) const DEPTH: usize = 256;
 /// From one row of such a left side to the next: off a power of two, so that the rows of a tile
 /// do not share the few cache lines of one set.
@@ -12,10 +41,10 @@ pub(super) const PITCH: usize = DEPTH + 16;
 /// One tile of a product: `c[r][j] = sum over k of a[k][r] * b[k][j]`, the sums taken in order of
 /// `k`, or that sum added to `c`.
 ///
-/// For [`Simd::multiply`] with `rows` rows, `a` is `[depth][ROWS]`; for [`Simd::multiply_rows`] it is
-/// `[rows][PITCH]`, of which the first `depth` values of each row are read. `b` is
-/// `[depth][WIDTH]`, and each of the `rows` rows of `c`, `stride` apart, must be writable (and
-/// where `add`, readable) for `WIDTH` values, which nothing else touches meanwhile.
+/// For [`Simd::multiply`] with `rows` rows, `a` is `[depth][ROWS]` and `b` is `[depth][WIDTH]`. For
+/// [`Simd::multiply_rows`], `a` is `[rows][PITCH]`, of which the first `depth` words of each row are read,
+/// and `b` is `WIDTH` columns of `[depth][PANEL]`. Each of the `rows` rows of `c`, `stride` apart, must be
+/// writable (and where `add`, readable) for `WIDTH` values, which nothing else touches meanwhile.
 pub(super) struct Tile {
     pub(super) depth: usize,
     pub(super) a: *const f32,
@@ -25,6 +54,29 @@ pub(super) struct Tile {
     pub(super) add: bool,
 }
 
+/// How words are multiplied and summed.
+pub(super) trait Terms<S: Simd> {
+    /// `sum + a * b`, for every value of the words.
+    fn fma(s: S, a: S::V, b: S::V, sum: S::V) -> S::V;
+    /// The sum of two sums.
+    fn add(s: S, a: S::V, b: S::V) -> S::V;
+}
+
+/// [`Words::F32`].
+pub(super) struct Floats;
+
+impl<S: Simd> Terms<S> for Floats {
+    #[inline(always)]
+    fn fma(s: S, a: S::V, b: S::V, sum: S::V) -> S::V {
+        s.fma(a, b, sum)
+    }
+
+    #[inline(always)]
+    fn add(s: S, a: S::V, b: S::V) -> S::V {
+        s.add(a, b)
+    }
+}
+
 /// Multiplies a tile of `M` rows and `N` vectors, its left side in rows or interleaved.
 ///
 /// Every row takes the same steps whatever `M` is, so a row's sums do not depend on its tile.
@@ -32,45 +84,51 @@ pub(super) struct Tile {
 /// # Safety
 /// As [`Tile`] says, for `M` rows; `N * LANES` is `WIDTH`.
 #[inline(always)]
-pub(super) unsafe fn multiply<S: Simd, const M: usize, const N: usize, const IN_ROWS: bool>(
+pub(super) unsafe fn multiply<
+    S: Simd,
+    T: Terms<S>,
+    const M: usize,
+    const N: usize,
+    const IN_ROWS: bool,
+>(
     s: S,
     tile: &Tile,
 ) {
-    let (row, step) = if IN_ROWS { (PITCH, 1) } else { (1, S::ROWS) };
+    let (row, step, width) = if IN_ROWS { (PITCH, 1, PANEL) } else { (1, S::ROWS, S::WIDTH) };
     let mut sums = [[s.splat(0.0); N]; M];
     let (mut a, mut b) = (tile.a, tile.b);
     for _ in 0..tile.depth {
         let mut columns = [s.splat(0.0); N];
         for (j, column) in columns.iter_mut().enumerate() {
-            // SAFETY: `b` is at one of `depth` rows of `WIDTH` values.
+            // SAFETY: `b` is at one of `depth` rows of at least `WIDTH` words.
             *column = unsafe { s.load(b.add(j * S::LANES)) };
         }
         for (i, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `a` is at one of `depth` steps, and `i < M <= ROWS`.
             let x = s.splat(unsafe { *a.add(i * row) });
             for (sum, column) in sums.iter_mut().zip(columns) {
-                *sum = s.fma(x, column, *sum);
+                *sum = T::fma(s, x, column, *sum);
             }
         }
-        (a, b) = (a.wrapping_add(step), b.wrapping_add(S::WIDTH));
+        (a, b) = (a.wrapping_add(step), b.wrapping_add(width));
     }
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {
             // SAFETY: inside row `i` of `c`, which has `WIDTH` values.
             unsafe {
                 let at = tile.c.add(i * tile.stride + j * S::LANES);
-                s.store(at, if tile.add { s.add(s.load(at), sum) } else { sum });
+                s.store(at, if tile.add { T::add(s, s.load(at), sum) } else { sum });
             }
         }
     }
 }
 
-/// Calls `$height::<rows, in_rows>(tile)`, for any of the heights listed.
+/// Calls `$height::<terms, in_rows, rows>(tile)`, for any of the heights listed.
 macro_rules! by_rows {
-    ($rows:expr, $tile:expr, $height:ident, $in_rows:literal, $($n:literal)+) => {
+    ($rows:expr, $tile:expr, $height:ident, $terms:ty, $in_rows:literal, $($n:literal)+) => {
         match $rows {
             // SAFETY: the caller keeps the promises of `Tile` for this many rows.
-            $($n => unsafe { $height::<$n, $in_rows>($tile) },)+
+            $($n => unsafe { $height::<$terms, $in_rows, $n>($tile) },)+
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

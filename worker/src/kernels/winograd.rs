@@ -20,7 +20,7 @@ use super::product::{Finish, share};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 use super::tasks;
-use super::tile::{DEPTH, PITCH, Tile};
+use super::tile::{DEPTH, PITCH, Tile, Words};
 
 /// Transformed inputs of a block, at most: they are read once for each panel and should stay in a
 /// share of the last-level cache.
@@ -199,7 +199,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
         }
     }
 
-    /// The weights of a chunk of channels, `[N * N][strip][chunk][WIDTH]` with gaps.
+    /// The weights of a chunk of channels, `[N * N][chunk][PANEL]` with gaps.
     #[inline(always)]
     fn transform_weights<S: Simd>(
         &self,
@@ -242,11 +242,9 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
         sums: &mut [f32],
     ) {
         let tiles = self.tiles.len();
-        let strip_size = chunk.len() * S::WIDTH;
         for place in 0..N * N {
-            for strip in 0..PANEL / S::WIDTH {
-                let at = place * (chunk.len() * PANEL + GAP) + strip * strip_size;
-                let weights = &weights[at..][..strip_size];
+            let weights = &weights[place * (chunk.len() * PANEL + GAP)..][..chunk.len() * PANEL];
+            for strip in (0..PANEL).step_by(S::WIDTH) {
                 for first in (0..tiles).step_by(S::ROWS) {
                     let rows = S::ROWS.min(tiles - first);
                     let inputs = &inputs[self.at(place, first)..];
@@ -256,13 +254,13 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                     let tile = Tile {
                         depth: chunk.len(),
                         a: inputs.as_ptr(),
-                        b: weights.as_ptr(),
-                        c: sums[strip * S::WIDTH..].as_mut_ptr(),
+                        b: weights[strip..].as_ptr(),
+                        c: sums[strip..].as_mut_ptr(),
                         stride: PANEL,
                         add: chunk.start > 0,
                     };
                     // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-                    unsafe { s.multiply_rows(rows, &tile) };
+                    unsafe { s.multiply_rows(Words::F32, rows, &tile) };
                 }
             }
         }

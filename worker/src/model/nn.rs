@@ -13,6 +13,7 @@ pub mod shard;
 use super::Result;
 use super::exchange::{Place, Sites};
 use super::weights::{Values, Weights};
+use crate::kernels::Arithmetic;
 use candle_core::{CpuStorage, Device, Shape, Storage, Tensor};
 use protocol::Site;
 use protocol::plan::Ask;
@@ -27,13 +28,14 @@ pub struct Loader<'a> {
     sites: &'a RefCell<Sites>,
     path: String,
     place: Place,
+    exact: bool,
 }
 
 impl<'a> Loader<'a> {
     /// The loader at the root of `weights`.
     #[must_use]
     pub fn new(weights: &'a Weights, sites: &'a RefCell<Sites>, place: Place) -> Self {
-        Self { weights, sites, path: String::new(), place }
+        Self { weights, sites, path: String::new(), place, exact: false }
     }
 
     /// The loader of the part called `name`.
@@ -48,6 +50,19 @@ impl<'a> Loader<'a> {
     #[must_use]
     pub fn placed(&self, place: Place) -> Self {
         Self { place, ..self.clone() }
+    }
+
+    /// The same loader for what is as exact as it can be, whatever the weights' type: small layers
+    /// that much depends on.
+    #[must_use]
+    pub fn exact(&self) -> Self {
+        Self { exact: true, ..self.clone() }
+    }
+
+    /// The numbers that linear layers here compute in.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        if self.exact { Arithmetic::F32 } else { self.weights.arithmetic() }
     }
 
     /// Where the layer stands.

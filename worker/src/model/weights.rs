@@ -2,7 +2,7 @@
 
 use super::files::{Blob, ModelFiles};
 use super::{Error, Result};
-use crate::kernels::Stored;
+use crate::kernels::{Arithmetic, Isa, Stored};
 use half::{bf16, f16};
 use protocol::job::Dtype;
 use safetensors::tensor::{Dtype as FileDtype, Metadata};
@@ -169,7 +169,8 @@ impl Weights {
     pub fn load(&self, name: &str, shape: &[usize]) -> Result<Values> {
         let values = self.load_as_stored(name, shape)?;
         Ok(match self.dtype {
-            Dtype::Auto => values,
+            // 8 bits are for linear layers: they are rounded as they are packed.
+            Dtype::Auto | Dtype::Int8 => values,
             Dtype::F32 => Values::F32(values.into_f32()),
             Dtype::F16 if matches!(values, Values::F16(_)) => values,
             Dtype::F16 => Values::F16(values.into_f32().into_iter().map(f16::from_f32).collect()),
@@ -248,6 +249,17 @@ impl Weights {
             hasher.update(self.part.as_bytes());
             hasher.update(name.as_bytes());
             hasher.update(used.hash.as_bytes());
+        }
+    }
+
+    /// The numbers that this part's linear layers compute in: `f32`, but in the UNet, which takes nearly
+    /// all the time, those that were asked for.
+    #[must_use]
+    pub fn arithmetic(&self) -> Arithmetic {
+        match self.dtype {
+            Dtype::Int8 if self.part == "unet" => Arithmetic::Int8,
+            Dtype::Bf16 if self.part == "unet" && Isa::best().has_bf16() => Arithmetic::Bf16,
+            _ => Arithmetic::F32,
         }
     }
 

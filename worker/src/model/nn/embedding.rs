@@ -52,8 +52,8 @@ impl TimestepEmbedding {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize) -> Result<Self> {
         Ok(Self {
-            linear_1: Linear::load(&loader.at("linear_1"), inputs, outputs, true)?,
-            linear_2: Linear::load(&loader.at("linear_2"), outputs, outputs, true)?,
+            linear_1: Linear::load(&loader.at("linear_1").exact(), inputs, outputs, true)?,
+            linear_2: Linear::load(&loader.at("linear_2").exact(), outputs, outputs, true)?,
         })
     }
 

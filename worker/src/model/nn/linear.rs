@@ -1,7 +1,7 @@
 //! Linear layers, on weights packed once at load.
 
 use super::{Loader, Result, tensor, view, with_last};
-use crate::kernels::{self, Activation, Epilogue, Isa, Packed};
+use crate::kernels::{self, Activation, Arithmetic, Epilogue, Isa, Packed};
 use crate::model::weights::Values;
 use candle_core::Tensor;
 use std::ops::Range;
@@ -29,7 +29,8 @@ impl Linear {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
-        let weight = Packed::pack(load_weight(loader, inputs, outputs)?.stored(), outputs, inputs);
+        let values = load_weight(loader, inputs, outputs)?;
+        let weight = Packed::pack(values.stored(), outputs, inputs, loader.arithmetic());
         let bias = bias.then(|| loader.values_f32("bias", &[outputs])).transpose()?;
         Ok(Self { weight: Arc::new(weight), bias })
     }
@@ -49,7 +50,8 @@ impl Linear {
             .map(|loader| load_weight(loader, inputs, outputs))
             .collect::<Result<_>>()?;
         let joined = Values::joined(parts);
-        let weight = Packed::pack(joined.stored(), outputs * loaders.len(), inputs);
+        let arithmetic = loaders.first().map_or(Arithmetic::F32, Loader::arithmetic);
+        let weight = Packed::pack(joined.stored(), outputs * loaders.len(), inputs, arithmetic);
         let biases = loaders.iter().map(|loader| loader.values_f32("bias", &[outputs]));
         let bias = bias.then(|| biases.collect::<Result<Vec<_>>>()).transpose()?;
         Ok(Self { weight: Arc::new(weight), bias: bias.map(|biases| biases.concat()) })
@@ -131,8 +133,8 @@ impl Geglu {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, inner: usize) -> Result<Self> {
         let values = load_weight(loader, inputs, 2 * inner)?;
-        let weight = Arc::new(Packed::pack_geglu(values.stored(), inner, inputs));
-        Ok(Self { weight, bias: loader.values_f32("bias", &[2 * inner])?, inner })
+        let weight = Packed::pack_geglu(values.stored(), inner, inputs, loader.arithmetic());
+        Ok(Self { weight: Arc::new(weight), bias: loader.values_f32("bias", &[2 * inner])?, inner })
     }
 
     /// Outputs per row.

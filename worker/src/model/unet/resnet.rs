@@ -45,8 +45,8 @@ impl ResnetBlock {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, shape: ResnetShape) -> Result<Self> {
         let ResnetShape { inputs, outputs, time, groups, eps } = shape;
-        let time_emb_proj =
-            time.map(|time| Linear::load(&loader.at("time_emb_proj"), time, outputs, true));
+        let projection = loader.at("time_emb_proj").exact();
+        let time_emb_proj = time.map(|time| Linear::load(&projection, time, outputs, true));
         let conv_shortcut = (inputs != outputs)
             .then(|| Linear::load(&loader.at("conv_shortcut"), inputs, outputs, true));
         Ok(Self {
