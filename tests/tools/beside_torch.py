@@ -45,10 +45,14 @@ def norm(channels, side):
     return [lambda: F.silu(F.group_norm(x, 32, w, b))], 0
 
 
-TORCH = {"conv": conv, "conv2": conv, "conv4": conv, "linear": linear, "attention": attention, "norm": norm}
+def linear_bf16(rows, depth, outputs):
+    return linear(rows, depth, outputs, torch.bfloat16)
+
+
+TORCH = {"conv": conv, "conv2": conv, "conv4": conv, "linear": linear, "linear-bf16": linear_bf16, "linear-int8": linear, "attention": attention, "norm": norm}
 CONV = ["320 128", "640 64", "1280 32"]
 LINEAR = ["4096 640 640", "1024 1280 1280", "4096 640 5120", "1024 1280 10240", "1024 5120 1280"]
-CASES = [(way, sizes) for way in ("conv", "conv2", "conv4") for sizes in CONV] + [("linear", s) for s in LINEAR]
+CASES = [(way, sizes) for way in ("conv", "conv2", "conv4") for sizes in CONV] + [(numbers, s) for numbers in ("linear", "linear-bf16", "linear-int8") for s in LINEAR]
 CASES += [("attention", "4096 10 64"), ("attention", "1024 20 64"), ("norm", "320 128")]
 
 

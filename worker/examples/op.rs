@@ -50,14 +50,16 @@ fn operation(line: &str) -> Box<dyn FnMut()> {
     let sizes: Vec<usize> = sizes.iter().map(|word| word.parse().expect("a number")).collect();
     let isa = Isa::best();
     match (*kind, &sizes[..]) {
-        (kind @ ("conv" | "conv2" | "conv4"), &[channels, side]) => {
+        (kind @ ("conv" | "conv2" | "conv2-bf16" | "conv4"), &[channels, side]) => {
             let weight = values(channels * channels * 9);
             let conv = Conv::pack(Stored::F32(&weight), [channels, channels, 3, 3], 1);
             let conv = conv.by(match kind {
-                "conv2" => Method::Winograd2,
+                "conv2" | "conv2-bf16" => Method::Winograd2,
                 "conv4" => Method::Winograd4,
                 _ => Method::Direct,
             });
+            let bf16 = kind == "conv2-bf16";
+            let conv = conv.in_numbers(if bf16 { Arithmetic::Bf16 } else { Arithmetic::F32 });
             let (x, mut out) = (values(side * side * channels), vec![0.0; side * side * channels]);
             Box::new(move || {
                 let (above, below) = (&[][..], &[][..]);

@@ -148,14 +148,20 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16, x: __m512) {
-        // SAFETY: the caller promises room for sixteen values. Adding half of the last place that is
-        // kept, or a little less where that place is even, and cutting rounds to nearest even.
+        // SAFETY: the caller promises room for sixteen values.
         unsafe {
-            let bits = _mm512_castps_si512(x);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let cut = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let cut = _mm512_srli_epi32::<16>(round_bf16(x));
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(cut));
+        }
+    }
+
+    #[inline(always)]
+    fn pair_bf16(self, first: __m512, second: __m512) -> __m512 {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(round_bf16(first));
+            let high = _mm512_slli_epi32::<16>(_mm512_srli_epi32::<16>(round_bf16(second)));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
         }
     }
 
@@ -174,6 +180,16 @@ impl Simd for Avx512 {
             _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(whole));
         }
     }
+}
+
+/// Rounds to bfloat16, which is then the upper half of each word: adding half of the last place that is
+/// kept, or a little less where that place is even, and cutting rounds ties to even.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round_bf16(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)))
 }
 
 /// Turns four rows into four columns of each quarter: quarter `q` of result `c` is column

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::isa::Isa;
 use super::linear::{Epilogue, Output};
-use super::packed::{Packed, Stored};
+use super::packed::{Arithmetic, Packed, Stored};
 use super::product::{Rows, product};
 use super::winograd;
 
@@ -36,6 +36,7 @@ pub struct Conv {
     kernel: usize,
     stride: usize,
     method: Method,
+    arithmetic: Arithmetic,
     weight: Packed,
 }
 
@@ -61,7 +62,7 @@ impl Conv {
         let [outputs, inputs, kernel, across] = shape;
         assert!(kernel == across && kernel % 2 == 1 && stride > 0, "an odd square kernel");
         let weight = Packed::pack_taps(weight, [outputs, inputs, kernel * kernel]);
-        Self { kernel, stride, method: Method::Direct, weight }
+        Self { kernel, stride, method: Method::Direct, arithmetic: Arithmetic::F32, weight }
     }
 
     /// The same, computed another way.
@@ -74,6 +75,15 @@ impl Conv {
         Self { method, ..self }
     }
 
+    /// The same, in other numbers where there are such kernels: F(2x2) of an even number of channels, in
+    /// bfloat16.
+    #[must_use]
+    pub fn in_numbers(self, arithmetic: Arithmetic) -> Self {
+        let pairs = self.method == Method::Winograd2 && self.inputs().is_multiple_of(2);
+        let has = arithmetic == Arithmetic::Bf16 && pairs;
+        Self { arithmetic: if has { arithmetic } else { Arithmetic::F32 }, ..self }
+    }
+
     /// The part of it that gives `outputs` from `inputs`; what all inputs give is the sum over them.
     ///
     /// # Panics
@@ -84,7 +94,8 @@ impl Conv {
         let all = self.inputs();
         let depth: Vec<_> =
             taps.map(|tap| tap * all + inputs.start..tap * all + inputs.end).collect();
-        Self { weight: self.weight.part(&[outputs], &depth), ..*self }
+        let part = Self { weight: self.weight.part(&[outputs], &depth), ..*self };
+        part.in_numbers(self.arithmetic)
     }
 
     /// Channels of the result.
@@ -139,7 +150,7 @@ pub fn conv2d(isa: Isa, out: &mut [f32], x: &Band<'_>, w: &Conv, epilogue: &Epil
     let out = Output::new(out, taps.count(), &w.weight, epilogue);
     match w.method {
         Method::Direct => product(isa, &taps, &w.weight, &out),
-        Method::Winograd2 => winograd::by_two(isa, &pixels, &w.weight, &out),
+        Method::Winograd2 => winograd::by_two(isa, &pixels, &w.weight, w.arithmetic, &out),
         Method::Winograd4 => winograd::by_four(isa, &pixels, &w.weight, &out),
     }
 }

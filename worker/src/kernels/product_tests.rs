@@ -202,11 +202,18 @@ proptest! {
         let channels = inputs;
         let band =
             Band { batch, rows, width, first_row: 0, channels, body: &x, above: &[], below: &[] };
-        for (method, tolerance) in [(Method::Winograd2, 3e-6), (Method::Winograd4, 1.5e-5)] {
+        for (method, arithmetic, tolerance) in [
+            (Method::Winograd2, Arithmetic::F32, 3e-6),
+            (Method::Winograd4, Arithmetic::F32, 1.5e-5),
+            (Method::Winograd2, Arithmetic::Bf16, 2e-2),
+        ] {
             let conv = Conv::pack(weight.stored(), [outputs, inputs, 3, 3], 1).by(method);
-            for isa in Isa::available() {
+            let conv = conv.in_numbers(arithmetic);
+            let has = |isa: &Isa| arithmetic == Arithmetic::F32 || isa.has_bf16();
+            for isa in Isa::available().into_iter().filter(has) {
                 let got = with_threads(threads, || run_conv(isa, &band, &conv, &epilogue));
-                assert_close(&got, &want, tolerance, &format!("{method:?}, {isa}"));
+                let what = format!("{method:?}, {arithmetic:?}, {isa}");
+                assert_close(&got, &want, tolerance, &what);
             }
         }
     }

@@ -95,6 +95,19 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// Rounds both to bfloat16, and puts each of `second` beside the one of `first`: a word of two.
+    #[inline(always)]
+    fn pair_bf16(self, first: Self::V, second: Self::V) -> Self::V {
+        let (mut low, mut high) = ([bf16::ZERO; MAX_LANES], [bf16::ZERO; MAX_LANES]);
+        self.write_bf16(&mut low, first);
+        self.write_bf16(&mut high, second);
+        let mut words = [0.0; MAX_LANES];
+        for (word, (low, high)) in words.iter_mut().zip(low.into_iter().zip(high)) {
+            *word = f32::from_bits(u32::from(high.to_bits()) << 16 | u32::from(low.to_bits()));
+        }
+        self.read(&words)
+    }
+
     /// Rounds values within 16 bits to whole ones, ties to even.
     ///
     /// # Safety
@@ -130,6 +143,14 @@ pub(super) trait Simd: Copy {
         assert!(to.len() >= Self::LANES, "a vector is written whole");
         // SAFETY: the slice holds `LANES` values.
         unsafe { self.store(to.as_mut_ptr(), x) }
+    }
+
+    /// Rounds `x` to bfloat16 over the first `LANES` values of `to`.
+    #[inline(always)]
+    fn write_bf16(self, to: &mut [bf16], x: Self::V) {
+        assert!(to.len() >= Self::LANES, "a vector is written whole");
+        // SAFETY: the slice holds `LANES` values.
+        unsafe { self.store_bf16(to.as_mut_ptr(), x) }
     }
 
     /// The first `LANES` values of `from`, or all it has with zeros after them.

@@ -12,10 +12,12 @@ mod transform;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use half::bf16;
+
 use self::transform::{Four, Transform, Two};
 use super::conv::{Band, Pixels};
 use super::isa::Isa;
-use super::packed::{PANEL, Packed};
+use super::packed::{Arithmetic, PANEL, Packed};
 use super::product::{Finish, share};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
@@ -32,18 +34,27 @@ const GAP: usize = 16;
 const BLOCK_TILES: [usize; 2] = [84, 168];
 
 /// Convolves a band by tiles of two outputs each way.
-pub(super) fn by_two(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
-    convolve::<2, 4>(isa, &Job { x, w, finish, transform: PhantomData::<Two> });
+pub(super) fn by_two(
+    isa: Isa,
+    x: &Pixels<'_>,
+    w: &Packed,
+    arithmetic: Arithmetic,
+    finish: &impl Finish,
+) {
+    let words = isa.words(arithmetic);
+    convolve::<2, 4>(isa, &Job { x, w, words, finish, transform: PhantomData::<Two> });
 }
 
 /// Convolves a band by tiles of four outputs each way.
 pub(super) fn by_four(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
-    convolve::<4, 6>(isa, &Job { x, w, finish, transform: PhantomData::<Four> });
+    let words = Words::F32;
+    convolve::<4, 6>(isa, &Job { x, w, words, finish, transform: PhantomData::<Four> });
 }
 
 struct Job<'a, T, F> {
     x: &'a Pixels<'a>,
     w: &'a Packed,
+    words: Words,
     finish: &'a F,
     transform: PhantomData<T>,
 }
@@ -127,8 +138,8 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
         let chunk_size = (N * N).div_ceil(Self::PLACES) * tiles * PITCH;
         let sizes = [
             chunks * chunk_size,
-            9 * (Self::CHUNK * PANEL + GAP),
-            N * N * (Self::CHUNK * PANEL + GAP),
+            9 * (self.chunk() * PANEL + GAP),
+            N * N * (Self::CHUNK_WORDS * PANEL + GAP),
             N * N * (tiles * PANEL + GAP),
             M * M * tiles * PANEL,
         ];
@@ -155,19 +166,24 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
 impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T, F, M, N> {
     /// Places of a tile whose values lie side by side in a row of the product's left side.
     const PLACES: usize = if M == 2 { 2 } else { 4 };
-    /// Channels taken at a time: the weights of a panel's chunk stay in the second-level cache.
-    const CHUNK: usize = DEPTH / Self::PLACES;
+    /// Words of depth taken at a time: the weights of a panel's chunk stay in the second-level cache.
+    const CHUNK_WORDS: usize = DEPTH / Self::PLACES;
 
-    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
-        let channels = self.job.x.band.channels;
-        (0..channels).step_by(Self::CHUNK).map(move |c| c..channels.min(c + Self::CHUNK))
+    /// Channels taken at a time.
+    fn chunk(&self) -> usize {
+        Self::CHUNK_WORDS * self.job.words.group()
     }
 
-    /// Where the values of a place of a tile begin, in a chunk.
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
+        let (channels, chunk) = (self.job.x.band.channels, self.chunk());
+        (0..channels).step_by(chunk).map(move |c| c..channels.min(c + chunk))
+    }
+
+    /// Where the words of a place of a tile begin, in a chunk.
     #[inline(always)]
     fn at(&self, place: usize, tile: usize) -> usize {
-        (place / Self::PLACES * self.tiles.len() + tile) * PITCH
-            + place % Self::PLACES * Self::CHUNK
+        let row = place / Self::PLACES * self.tiles.len() + tile;
+        row * PITCH + place % Self::PLACES * Self::CHUNK_WORDS
     }
 
     #[inline(always)]
@@ -192,14 +208,21 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                 let square = T::inputs(s, square);
                 for (i, values) in square.into_iter().enumerate() {
                     for (j, value) in values.into_iter().enumerate() {
-                        s.write(&mut to[self.at(i * N + j, tile) + c - chunk.start..], value);
+                        let to = &mut to[self.at(i * N + j, tile)..][..Self::CHUNK_WORDS];
+                        match self.job.words {
+                            Words::Bf16 => {
+                                let to = bytemuck::cast_slice_mut::<f32, bf16>(to);
+                                s.write_bf16(&mut to[c - chunk.start..], value);
+                            }
+                            _ => s.write(&mut to[c - chunk.start..], value),
+                        }
                     }
                 }
             }
         }
     }
 
-    /// The weights of a chunk of channels, `[N * N][chunk][PANEL]` with gaps.
+    /// The weights of a chunk of channels, `[N * N][words][PANEL]` with gaps.
     #[inline(always)]
     fn transform_weights<S: Simd>(
         &self,
@@ -215,17 +238,24 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
             let first = tap * channels;
             self.job.w.widen(s, panel, first + chunk.start..first + chunk.end, to);
         }
-        for at in (0..size).step_by(S::LANES) {
-            let mut square = [[s.splat(0.0); 3]; 3];
-            for (i, values) in square.iter_mut().enumerate() {
-                for (j, value) in values.iter_mut().enumerate() {
-                    *value = s.read(&taps[(3 * i + j) * (size + GAP) + at..]);
+        let group = self.job.words.group();
+        for row in 0..chunk.len() / group {
+            for lane in (0..PANEL).step_by(S::LANES) {
+                let at = row * group * PANEL + lane;
+                let mut square = T::weights(s, gather_taps(s, taps, size, at));
+                if self.job.words == Words::Bf16 {
+                    let next = T::weights(s, gather_taps(s, taps, size, at + PANEL));
+                    for (values, next) in square.iter_mut().zip(next) {
+                        for (value, next) in values.iter_mut().zip(next) {
+                            *value = s.pair_bf16(*value, next);
+                        }
+                    }
                 }
-            }
-            let square = T::weights(s, square);
-            for (i, values) in square.into_iter().enumerate() {
-                for (j, value) in values.into_iter().enumerate() {
-                    s.write(&mut to[(i * N + j) * (size + GAP) + at..], value);
+                for (i, values) in square.into_iter().enumerate() {
+                    for (j, value) in values.into_iter().enumerate() {
+                        let place = (i * N + j) * (size / group + GAP);
+                        s.write(&mut to[place + row * PANEL + lane..], value);
+                    }
                 }
             }
         }
@@ -242,17 +272,18 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
         sums: &mut [f32],
     ) {
         let tiles = self.tiles.len();
+        let depth = chunk.len() / self.job.words.group();
         for place in 0..N * N {
-            let weights = &weights[place * (chunk.len() * PANEL + GAP)..][..chunk.len() * PANEL];
+            let weights = &weights[place * (depth * PANEL + GAP)..][..depth * PANEL];
             for strip in (0..PANEL).step_by(S::WIDTH) {
                 for first in (0..tiles).step_by(S::ROWS) {
                     let rows = S::ROWS.min(tiles - first);
                     let inputs = &inputs[self.at(place, first)..];
-                    assert!(inputs.len() >= (rows - 1) * PITCH + chunk.len(), "rows of inputs");
+                    assert!(inputs.len() >= (rows - 1) * PITCH + depth, "rows of inputs");
                     let at = place * (tiles * PANEL + GAP) + first * PANEL;
                     let sums = &mut sums[at..][..rows * PANEL];
                     let tile = Tile {
-                        depth: chunk.len(),
+                        depth,
                         a: inputs.as_ptr(),
                         b: weights[strip..].as_ptr(),
                         c: sums[strip..].as_mut_ptr(),
@@ -260,7 +291,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                         add: chunk.start > 0,
                     };
                     // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-                    unsafe { s.multiply_rows(Words::F32, rows, &tile) };
+                    unsafe { s.multiply_rows(self.job.words, rows, &tile) };
                 }
             }
         }
@@ -329,4 +360,16 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
             }
         }
     }
+}
+
+/// A vector of each of nine taps of `size` values.
+#[inline(always)]
+fn gather_taps<S: Simd>(s: S, taps: &[f32], size: usize, at: usize) -> [[S::V; 3]; 3] {
+    let mut square = [[s.splat(0.0); 3]; 3];
+    for (i, values) in square.iter_mut().enumerate() {
+        for (j, value) in values.iter_mut().enumerate() {
+            *value = s.read(&taps[(3 * i + j) * (size + GAP) + at..]);
+        }
+    }
+    square
 }

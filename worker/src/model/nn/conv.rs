@@ -44,7 +44,9 @@ impl Conv3x3 {
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
         let shape = [outputs, inputs, 3, 3];
         let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
-        let weight = weight.by(method(loader.place().stage, inputs, outputs, stride));
+        let weight = weight
+            .by(method(loader.place().stage, inputs, outputs, stride))
+            .in_numbers(loader.arithmetic());
         let bias = loader.values_f32("bias", &[outputs])?;
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
         Ok(Self { weight: Arc::new(weight), bias, site, outputs, stride })
