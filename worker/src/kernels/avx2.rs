@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::math::refine_reciprocal;
 use super::simd::{Kernel, Simd};
 use super::tile::{Floats, Terms, Tile, Words, by_rows, multiply};
 
@@ -57,6 +58,13 @@ impl Simd for Avx2 {
             _mm256_cvtps_epi32(n),
             _mm256_set1_epi32(127),
         )));
+    }
+
+    #[inline(always)]
+    fn reciprocal(self, x: __m256) -> __m256 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        let near = unsafe { _mm256_rcp_ps(x) };
+        refine_reciprocal(self, x, near)
     }
 
     #[inline(always)]

@@ -9,6 +9,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::math::refine_reciprocal;
 use super::simd::{Kernel, Simd};
 use super::tile::{Floats, I8_ZERO, Terms, Tile, Words, by_rows, multiply};
 
@@ -54,6 +55,13 @@ impl Simd for Avx512 {
         fma(a, b, c) _mm512_fmadd_ps(a, b, c);
         round(x) _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT }>(x);
         power_of_two(n) _mm512_scalef_ps(_mm512_set1_ps(1.0), n);
+    }
+
+    #[inline(always)]
+    fn reciprocal(self, x: __m512) -> __m512 {
+        // SAFETY: `self` exists, so the machine has the instruction.
+        let near = unsafe { _mm512_rcp14_ps(x) };
+        refine_reciprocal(self, x, near)
     }
 
     #[inline(always)]

@@ -97,18 +97,19 @@ impl Kernel for ChunkMoments<'_> {
         let Self { x, channels, moments } = self;
         let mut scratch = Scratch::take(2 * channels);
         let (sums, squares) = scratch.split_at_mut(channels);
-        sums.fill(0.0);
-        squares.fill(0.0);
         let origin = &x[..channels];
-        for pixel in x.chunks_exact(channels) {
-            for c in (0..channels).step_by(S::LANES) {
-                let end = channels.min(c + S::LANES);
-                let by = s.sub(s.read_some(&pixel[c..end]), s.read_some(&origin[c..end]));
-                let square = s.fma(by, by, s.read_some(&squares[c..end]));
-                let sum = s.add(by, s.read_some(&sums[c..end]));
-                s.write_some(&mut sums[c..end], sum);
-                s.write_some(&mut squares[c..end], square);
-            }
+        let mut c = 0;
+        while c + 4 * S::LANES <= channels {
+            sum_columns::<S, 4>(s, x, c, sums, squares);
+            c += 4 * S::LANES;
+        }
+        while c + S::LANES <= channels {
+            sum_columns::<S, 1>(s, x, c, sums, squares);
+            c += S::LANES;
+        }
+        for c in c..channels {
+            let by = x.iter().skip(c).step_by(channels).map(|x| x - origin[c]);
+            (sums[c], squares[c]) = by.fold((0.0, 0.0), |(sum, all), by| (sum + by, all + by * by));
         }
         let pixels = count(x.len() / channels);
         let size = channels / moments.len();
@@ -122,6 +123,36 @@ impl Kernel for ChunkMoments<'_> {
                 .sum();
             *moment = Sums { count: pixels * count(size), mean, m2: within + pixels * between };
         }
+    }
+}
+
+/// The sums, and those of the squares, of what `N` vectors of channels from `c` on differ by from the
+/// first pixel's. They stay in registers while the pixels go by.
+#[inline(always)]
+fn sum_columns<S: Simd, const N: usize>(
+    s: S,
+    x: &[f32],
+    c: usize,
+    sums: &mut [f32],
+    squares: &mut [f32],
+) {
+    let channels = sums.len();
+    let mut origin = [s.splat(0.0); N];
+    for (i, origin) in origin.iter_mut().enumerate() {
+        *origin = s.read(&x[c + i * S::LANES..]);
+    }
+    let (mut sum, mut square) = ([s.splat(0.0); N], [s.splat(0.0); N]);
+    for pixel in x.chunks_exact(channels) {
+        let values = &pixel[c..][..N * S::LANES];
+        for i in 0..N {
+            let by = s.sub(s.read(&values[i * S::LANES..]), origin[i]);
+            square[i] = s.fma(by, by, square[i]);
+            sum[i] = s.add(sum[i], by);
+        }
+    }
+    for i in 0..N {
+        s.write(&mut sums[c + i * S::LANES..], sum[i]);
+        s.write(&mut squares[c + i * S::LANES..], square[i]);
     }
 }
 
@@ -180,13 +211,20 @@ impl Affine<'_> {
     #[inline(always)]
     fn apply<S: Simd>(self, s: S, function: impl Function) {
         let channels = self.scale.len();
+        let whole = channels - channels % S::LANES;
         let pixels = self.x.chunks_exact(channels);
         for (out, x) in self.out.chunks_exact_mut(channels).zip(pixels) {
-            for c in (0..channels).step_by(S::LANES) {
-                let end = channels.min(c + S::LANES);
-                let scale = s.read_some(&self.scale[c..end]);
-                let y = s.fma(s.read_some(&x[c..end]), scale, s.read_some(&self.shift[c..end]));
-                s.write_some(&mut out[c..end], function.of(s, y));
+            let vectors = out[..whole].chunks_exact_mut(S::LANES).zip(x.chunks_exact(S::LANES));
+            let affine = self.scale.chunks_exact(S::LANES).zip(self.shift.chunks_exact(S::LANES));
+            for ((out, x), (scale, shift)) in vectors.zip(affine) {
+                let y = s.fma(s.read(x), s.read(scale), s.read(shift));
+                s.write(out, function.of(s, y));
+            }
+            if whole < channels {
+                let (scale, shift) = (&self.scale[whole..], &self.shift[whole..]);
+                let x = s.read_some(&x[whole..]);
+                let y = s.fma(x, s.read_some(scale), s.read_some(shift));
+                s.write_some(&mut out[whole..], function.of(s, y));
             }
         }
     }

@@ -238,28 +238,58 @@ impl Packed {
         rows: Range<usize>,
         to: &'w mut [f32],
     ) -> &'w [f32] {
-        let of = |group: usize, rows: Range<usize>| {
-            let first = panel * self.depth.div_ceil(group);
-            (first + rows.start) * PANEL * group..(first + rows.end) * PANEL * group
-        };
+        if let Some(lying) = self.lying(words, panel, rows.clone()) {
+            return lying;
+        }
         let count = rows.len();
         match (&self.panels, words) {
-            (Panels::F32(values), Words::F32) => return &values[of(1, rows)],
-            (Panels::F16(values), Words::F32) => widen(s, &values[of(1, rows)], to),
-            (Panels::Bf16(values), Words::F32) => widen(s, &values[of(1, rows)], to),
-            (Panels::Pairs(values), Words::Bf16) => {
-                return bytemuck::cast_slice(&values[of(2, rows)]);
-            }
-            (Panels::Quads(quads), Words::I8) => {
-                return bytemuck::cast_slice(&quads.values[of(4, rows)]);
-            }
+            (Panels::F16(values), Words::F32) => widen(s, &values[self.place(1, panel, rows)], to),
+            (Panels::Bf16(values), Words::F32) => widen(s, &values[self.place(1, panel, rows)], to),
             (Panels::Quads(quads), Words::I16) => {
                 let rows = rows.start / 2..rows.end.div_ceil(2);
-                split_quads(&quads.values[of(4, rows)], bytemuck::cast_slice_mut(to));
+                let quads = &quads.values[self.place(4, panel, rows)];
+                split_quads(quads, bytemuck::cast_slice_mut(to));
             }
             _ => unreachable!("a weight for {:?} as {words:?}", self.arithmetic()),
         }
         &to[..count * PANEL]
+    }
+
+    /// The same, if they lie here as they are.
+    #[inline(always)]
+    pub(super) fn lying(&self, words: Words, panel: usize, rows: Range<usize>) -> Option<&[f32]> {
+        match (&self.panels, words) {
+            (Panels::F32(values), Words::F32) => Some(&values[self.place(1, panel, rows)]),
+            (Panels::Pairs(values), Words::Bf16) => {
+                Some(bytemuck::cast_slice(&values[self.place(2, panel, rows)]))
+            }
+            (Panels::Quads(quads), Words::I8) => {
+                Some(bytemuck::cast_slice(&quads.values[self.place(4, panel, rows)]))
+            }
+            _ => None,
+        }
+    }
+
+    /// What is read for [`Self::words`] of some rows of a panel.
+    #[inline(always)]
+    pub(super) fn bytes_of(&self, words: Words, panel: usize, rows: Range<usize>) -> &[u8] {
+        match &self.panels {
+            Panels::F32(values) => bytemuck::cast_slice(&values[self.place(1, panel, rows)]),
+            Panels::F16(values) => bytemuck::cast_slice(&values[self.place(1, panel, rows)]),
+            Panels::Bf16(values) => bytemuck::cast_slice(&values[self.place(1, panel, rows)]),
+            Panels::Pairs(values) => bytemuck::cast_slice(&values[self.place(2, panel, rows)]),
+            Panels::Quads(quads) => {
+                let halves = 4 / words.group();
+                let rows = rows.start / halves..rows.end.div_ceil(halves);
+                bytemuck::cast_slice(&quads.values[self.place(4, panel, rows)])
+            }
+        }
+    }
+
+    /// Where some rows of groups of a panel lie.
+    fn place(&self, group: usize, panel: usize, rows: Range<usize>) -> Range<usize> {
+        let first = panel * self.depth.div_ceil(group);
+        (first + rows.start) * PANEL * group..(first + rows.end) * PANEL * group
     }
 
     /// Widens the rows `depth` of a panel of floats: `[depth][PANEL]`.

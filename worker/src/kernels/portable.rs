@@ -67,6 +67,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn reciprocal(self, x: Self::V) -> Self::V {
+        x.map(|x| 1.0 / x)
+    }
+
+    #[inline(always)]
     fn round(self, x: Self::V) -> Self::V {
         // Adding 1.5 * 2^23 leaves no room for a fraction; exact for the exponents met here.
         const SHIFT: f32 = 12_582_912.0;

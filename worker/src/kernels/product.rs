@@ -18,6 +18,9 @@ const BLOCK_ROWS: usize = 168;
 /// The most panels of a block: its sums are kept until their depth is through.
 const BLOCK_PANELS: usize = 40;
 
+/// Bytes in a cache line.
+const LINE: usize = 64;
+
 /// The left side of a product: rows that come in stretches of equal length.
 pub(super) trait Rows: Sync {
     /// How many rows there are.
@@ -101,8 +104,10 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
             self.pack_rows(s, &step, scales, left);
             for (i, panel) in self.panels.clone().enumerate() {
                 let sums = &mut sums[i % kept * panel_sums..][..panel_sums];
+                let next = (panel + 1 < self.panels.end).then_some(panel + 1);
+                let next = next.map(|next| self.w.bytes_of(self.words, next, step.clone()));
                 let right = self.w.words(s, self.words, panel, step.clone(), right);
-                self.multiply_panel(s, &step, (left, right), sums);
+                self.multiply_panel(s, &step, (left, right), next.unwrap_or_default(), sums);
                 if step.end == depth {
                     self.scale(s, panel, scales, sums);
                     // SAFETY: blocks have no rows and panels in common.
@@ -157,19 +162,24 @@ impl<X: Rows, F> Block<'_, X, F> {
         }
     }
 
-    /// Adds one step of the depth to the sums `[rows][PANEL]` of a panel, or begins them with it.
+    /// Adds one step of the depth to the sums `[rows][PANEL]` of a panel, or begins them with it; and
+    /// meanwhile fetches the step of the `next` panel, which the first tile would wait for.
     #[inline(always)]
     fn multiply_panel<S: Simd>(
         &self,
         s: S,
         step: &Range<usize>,
         (left, right): (&[f32], &[f32]),
+        next: &[u8],
         sums: &mut [f32],
     ) {
         assert_eq!(right.len(), step.len() * PANEL, "a step of a panel");
+        let tiles = PANEL / S::WIDTH * self.rows.len().div_ceil(S::ROWS);
+        let mut next = next.chunks(next.len().div_ceil(tiles).max(1));
         for strip in (0..PANEL).step_by(S::WIDTH) {
             let tiles = left.chunks(S::ROWS * PITCH).zip(sums.chunks_mut(S::ROWS * PANEL));
             for (left, sums) in tiles {
+                next.next().unwrap_or_default().chunks(LINE).for_each(|line| s.prefetch(line));
                 let tile = Tile {
                     depth: step.len(),
                     a: left.as_ptr(),

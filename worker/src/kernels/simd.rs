@@ -36,6 +36,8 @@ pub(super) trait Simd: Copy {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `1 / x` for `x` of at least 1, to about an ulp.
+    fn reciprocal(self, x: Self::V) -> Self::V;
     /// The nearest whole numbers.
     fn round(self, x: Self::V) -> Self::V;
     /// `2^n` for whole numbers `n` from -126 to 127.
@@ -127,6 +129,19 @@ pub(super) trait Simd: Copy {
             // SAFETY: the caller promises room for `LANES` values.
             unsafe { to.add(i).write((*value + f32::from(I8_ZERO)) as u8) };
         }
+    }
+
+    /// Has the cache line of the first byte fetched, for use a little later.
+    #[inline(always)]
+    fn prefetch(self, from: &[u8]) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which no address makes fail; every x86-64 has it.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = from;
     }
 
     /// The first `LANES` values of `from`.
