@@ -163,7 +163,16 @@ impl Process {
     /// If it cannot be started.
     #[must_use]
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = command(name).args(arguments).spawn().expect("the process starts");
+        Self::spawn(command(name).args(arguments))
+    }
+
+    /// Starts a [`command`], collecting what it prints.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("the process starts");
         let output = Arc::new(Mutex::new(String::new()));
         let stdout = child.stdout.take().map(|stdout| collect(stdout, Arc::clone(&output)));
         let stderr = child.stderr.take().map(|stderr| collect(stderr, Arc::clone(&output)));

@@ -40,16 +40,15 @@ struct EngineArgs {
     /// and not the same image).
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
     dtype: Dtype,
-    /// Compute threads [default: this machine's cores].
+    /// Compute threads, each pinned to a core of its own where there are enough [default: one for each of
+    /// this machine's cores that no other worker has].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
 
 impl EngineArgs {
     fn options(self) -> EngineOptions {
-        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        let threads = self.threads.unwrap_or_else(cores);
-        EngineOptions { model: self.model, dtype: self.dtype, threads }
+        EngineOptions { model: self.model, dtype: self.dtype, threads: self.threads }
     }
 }
 

@@ -4,10 +4,12 @@
 //! peers through links, and says what happened through another channel.
 
 mod calibration;
+pub mod cores;
 pub mod guidance;
 pub mod run;
 mod staleness;
 
+use self::cores::Cores;
 use crate::kernels::Isa;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::files::ModelFiles;
@@ -45,8 +47,8 @@ pub struct EngineOptions {
     pub model: Option<PathBuf>,
     /// The type weights are held in.
     pub dtype: Dtype,
-    /// Compute threads.
-    pub threads: NonZeroUsize,
+    /// Compute threads. None: one for each core that no other worker of this machine has.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// Why an engine could not be started.
@@ -59,6 +61,9 @@ pub enum EngineError {
     /// The kernels asked for cannot be had.
     #[error(transparent)]
     Kernels(#[from] crate::kernels::IsaError),
+    /// No cores are left.
+    #[error(transparent)]
+    Cores(#[from] cores::CoresError),
     /// The threads cannot be had.
     #[error("cannot start {threads} compute threads: {cause}")]
     Threads {
@@ -74,6 +79,7 @@ pub enum EngineError {
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
     isa: Isa,
+    cores: Cores,
     speed: u64,
     runs: mpsc::Sender<Run>,
 }
@@ -85,11 +91,14 @@ impl Engine {
     /// If the checkpoint cannot be loaded or threads cannot be started.
     pub fn load(options: &EngineOptions) -> Result<Self, EngineError> {
         let isa = Isa::resolve()?;
-        let threads = options.threads.get();
+        let cores = Cores::claim(options.threads)?;
+        let threads = cores.threads().get();
+        let placement = cores.placement().clone();
         let refused = |cause: String| EngineError::Threads { threads, cause };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("compute-{index}"))
+            .start_handler(move |index| placement.pin(index))
             .build()
             .map_err(|error| refused(error.to_string()))?;
         let files = options.model.clone().map_or(ModelFiles::Builtin, ModelFiles::Folder);
@@ -105,7 +114,7 @@ impl Engine {
                 }
             })
             .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { checkpoint, isa, speed, runs })
+        Ok(Self { checkpoint, isa, cores, speed, runs })
     }
 
     /// What others need to know of the model.
@@ -130,6 +139,12 @@ impl Engine {
     #[must_use]
     pub fn kernels(&self) -> String {
         self.isa.to_string()
+    }
+
+    /// The cores it computes on.
+    #[must_use]
+    pub fn cores(&self) -> &Cores {
+        &self.cores
     }
 
     /// Latent pixels a second of one prediction, as measured after loading.

@@ -14,7 +14,10 @@ pub(super) struct InfoArgs {
 }
 
 pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
-    let engine = Engine::load(&arguments.engine.options())?;
+    let mut options = arguments.engine.options();
+    // Telling about a model should not need a free core.
+    options.threads = options.threads.or_else(|| std::thread::available_parallelism().ok());
+    let engine = Engine::load(&options)?;
     let card = engine.card();
     let (width, height) = card.native;
     let count =
@@ -38,6 +41,7 @@ pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
             ),
         ),
         ("kernels", engine.kernels()),
+        ("threads", format!("{}, {}", engine.cores().threads(), engine.cores().placement())),
     ];
     let mut out = std::io::stdout().lock();
     for (name, value) in rows {

@@ -2,6 +2,7 @@
 
 use super::EngineArgs;
 use crate::actor;
+use crate::engine::cores::Placement;
 use crate::engine::{Engine, EngineOptions};
 use crate::memory::{free_bytes, resident_bytes};
 use anyhow::{Context, bail};
@@ -58,8 +59,15 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;
     let options = arguments.engine.options();
-    let threads = u16::try_from(options.threads.get()).context("--threads is too large")?;
     let engine = load(options).await?;
+    let threads = engine.cores().threads();
+    let threads = u16::try_from(threads.get()).context("--threads is too large")?;
+    match engine.cores().placement() {
+        pinned @ Placement::Pinned(_) => tracing::info!("{threads} compute threads, {pinned}"),
+        anywhere @ Placement::Anywhere(_) => {
+            tracing::warn!("{threads} compute threads, {anywhere}")
+        }
+    }
     let about = Join {
         name: arguments.name.unwrap_or_else(own_name),
         listen: listener.address(),

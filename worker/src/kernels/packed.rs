@@ -1,6 +1,8 @@
 //! Weights, laid out once for the product and kept in the type they are stored in.
 #![expect(unsafe_code, reason = "widening reads whole vectors by pointer")]
 
+mod quads;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -8,9 +10,12 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use self::quads::Quads;
 use super::aligned::Aligned;
 use super::simd::Simd;
 use super::tile::Words;
+
+pub(super) use self::quads::scale_of;
 
 /// Columns of a packed weight that lie side by side.
 pub(super) const PANEL: usize = 32;
@@ -63,15 +68,6 @@ enum Panels {
     Pairs(Aligned<bf16>),
     /// A group is four: a word.
     Quads(Quads),
-}
-
-/// Columns of 8-bit values.
-struct Quads {
-    values: Aligned<i8>,
-    /// What a value of each column stands for, `[panel][PANEL]`.
-    scales: Vec<f32>,
-    /// The sum of each column's values, `[panel][PANEL]`.
-    sums: Vec<i32>,
 }
 
 impl Packed {
@@ -248,7 +244,7 @@ impl Packed {
             (Panels::Quads(quads), Words::I16) => {
                 let rows = rows.start / 2..rows.end.div_ceil(2);
                 let quads = &quads.values[self.place(4, panel, rows)];
-                split_quads(quads, bytemuck::cast_slice_mut(to));
+                quads::split(quads, bytemuck::cast_slice_mut(to));
             }
             _ => unreachable!("a weight for {:?} as {words:?}", self.arithmetic()),
         }
@@ -406,70 +402,6 @@ fn take<T: Pod + Send + Sync>(values: &[T], group: usize, part: Part<'_>) -> Ali
         }
     });
     taken
-}
-
-impl Quads {
-    fn pack(
-        values: &[f32],
-        layout: Layout,
-        column: impl Fn(usize) -> Option<usize> + Sync,
-    ) -> Self {
-        let depth = layout.depth;
-        let columns = values.par_chunks_exact(depth.max(1));
-        let stored: Vec<f32> = columns.map(|column| scale_of(largest(column))).collect();
-        #[expect(clippy::cast_possible_truncation, reason = "within 127 of zero by its scale")]
-        let rounded: Vec<i8> = values
-            .par_iter()
-            .enumerate()
-            .map(|(i, x)| (x / stored[i / depth]).round() as i8)
-            .collect();
-        let packed = 0..layout.panels * PANEL;
-        let scales = packed.map(|c| column(c).map_or(1.0, |column| stored[column])).collect();
-        Self::new(pack(&rounded, layout, 4, column), scales)
-    }
-
-    fn new(values: Aligned<i8>, scales: Vec<f32>) -> Self {
-        let mut sums = vec![0; scales.len()];
-        let panel_len = values.len() / (scales.len() / PANEL).max(1);
-        for (values, sums) in
-            values.chunks_exact(panel_len.max(1)).zip(sums.chunks_exact_mut(PANEL))
-        {
-            for (i, value) in values.iter().enumerate() {
-                sums[i / 4 % PANEL] += i32::from(*value);
-            }
-        }
-        Self { values, scales, sums }
-    }
-
-    fn part(&self, part: Part<'_>) -> Self {
-        let scale = |column: &Option<usize>| column.map_or(1.0, |column| self.scales[column]);
-        Self::new(take(&self.values, 4, part), part.places.iter().map(scale).collect())
-    }
-}
-
-/// What 1 stands for where values up to `largest` are rounded to 8 bits.
-pub(super) fn scale_of(largest: f32) -> f32 {
-    if largest > 0.0 { largest / 127.0 } else { 1.0 }
-}
-
-/// The largest absolute value.
-fn largest(values: &[f32]) -> f32 {
-    values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
-}
-
-/// Turns `[rows][PANEL][4]` into twice as many rows `[PANEL][2]`.
-#[inline(always)]
-fn split_quads(quads: &[i8], pairs: &mut [i16]) {
-    let rows = quads.chunks_exact(4 * PANEL).zip(pairs.chunks_exact_mut(4 * PANEL));
-    for (quads, pairs) in rows {
-        let (first, second) = pairs.split_at_mut(2 * PANEL);
-        for (lane, quad) in quads.chunks_exact(4).enumerate() {
-            first[2 * lane] = i16::from(quad[0]);
-            first[2 * lane + 1] = i16::from(quad[1]);
-            second[2 * lane] = i16::from(quad[2]);
-            second[2 * lane + 1] = i16::from(quad[3]);
-        }
-    }
 }
 
 /// A type weights are stored in.

@@ -8,7 +8,7 @@ use protocol::{Fault, FaultKind, handshake};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
-use tests::cluster::{Cluster, Process, coordinator, free_address, serve, text};
+use tests::cluster::{Cluster, Process, command, coordinator, free_address, serve, text};
 use tests::fixture;
 
 /// Runs `submit --local 2` with these arguments, which must fail, and gives what it says.
@@ -43,7 +43,7 @@ fn values_that_cannot_be_rendered() {
         (&["--guidance", "NaN"], &["guidance NaN"]),
         (&["--scheduler", "dpm++"], &["dpm++", "ddim euler"]),
         (&["--mode", "fast"], &["fast", "full-sync"]),
-        (&["--dtype", "int8"], &["int8", "bf16"]),
+        (&["--dtype", "int4"], &["int4", "bf16"]),
         (&["--seed", "x"], &["--seed", "x"]),
         (&["--workers", "2"], &["--workers"]),
         (&["--model", "/nowhere"], &["/nowhere"]),
@@ -105,7 +105,8 @@ fn a_port_in_use_is_named() {
 fn a_worker_with_another_model_is_refused_with_both_named() {
     let cluster = Cluster::start(1);
     let model = fixture::golden("models/tiny-sdxl").display().to_string();
-    let arguments = ["join", "--coordinator", &cluster.address, "--model", &model];
+    let arguments =
+        ["join", "--coordinator", &cluster.address, "--threads", "1", "--model", &model];
     let mut worker = Process::start("worker", &arguments);
     assert_eq!(worker.wait(), Some(1));
     assert_names(&worker.output(), &["tiny-sdxl", "emoji-xl", "--model"]);
@@ -114,6 +115,31 @@ fn a_worker_with_another_model_is_refused_with_both_named() {
         coordinator(&["submit", "a", "--coordinator", &cluster.address, "--model", &model]);
     assert_eq!(output.status.code(), Some(1));
     assert_names(&text(&output.stderr), &["tiny-sdxl", "emoji-xl"]);
+}
+
+#[test]
+fn a_worker_without_a_core_of_its_own_says_how_to_share_one() {
+    // Claims of this test's own: other tests' workers have cores, too.
+    let claims = tempfile::tempdir().unwrap();
+    let join = |more: &[&str]| {
+        let mut worker = command("worker");
+        worker.args(["join", "--coordinator", "127.0.0.1:1"]).args(more);
+        Process::spawn(worker.env("TMPDIR", claims.path()))
+    };
+    let mut first = join(&[]);
+    first.wait_for("compute threads, ");
+    if !first.output().contains("pinned to core") {
+        eprintln!("skipped: nothing is pinned here: {}", first.output());
+        return;
+    }
+    let mut second = join(&[]);
+    assert_eq!(second.wait(), Some(1));
+    assert_names(&second.output(), &["taken by other workers", "--threads"]);
+    let third = join(&["--threads", "1"]);
+    third.wait_for("1 compute threads, not pinned: 0 of this machine's");
+    first.signal("KILL");
+    first.wait();
+    join(&["--threads", "1"]).wait_for("pinned to core");
 }
 
 /// Says `frame` to `address` and gives all that is answered until the connection closes.
