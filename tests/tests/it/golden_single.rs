@@ -1,5 +1,6 @@
 //! One rank against stock diffusers: every case of `single.json` and `emoji.json`.
 
+use protocol::job::Dtype;
 use std::sync::Arc;
 use tests::fixture::{self, Case};
 use tests::render::{links, plan, render};
@@ -16,9 +17,13 @@ const EMBEDDING_TOLERANCE: f64 = 1e-5;
 const IMAGE_TOLERANCE: f64 = 2e-3;
 
 fn load(case: &Case) -> (tempfile::TempDir, Arc<Checkpoint>) {
+    load_as(case, Dtype::Auto)
+}
+
+fn load_as(case: &Case, dtype: Dtype) -> (tempfile::TempDir, Arc<Checkpoint>) {
     let scratch = tempfile::tempdir().unwrap();
     let files = ModelFiles::Folder(case.model(scratch.path()));
-    let checkpoint = Checkpoint::load(&files, protocol::job::Dtype::Auto).unwrap();
+    let checkpoint = Checkpoint::load(&files, dtype).unwrap();
     (scratch, Arc::new(checkpoint))
 }
 
@@ -38,6 +43,29 @@ fn check(list: &str, name: &str) {
         assert!(error < STEP_TOLERANCE, "{name}: call {call} is off by {error:.2e}");
     }
     check_image(name, &rendered.pixels, &want["image"].values);
+}
+
+/// What the lossy types may lose of the latent after each call, and their weights weigh.
+#[test]
+fn lossy_types_stay_near_the_exact_image_and_weigh_less() {
+    let case = &fixture::cases("emoji.json")[0];
+    let want = &case.tensors("single")["latents"];
+    let weight = |dtype| load_as(case, dtype).1.card().weight_bytes;
+    assert!(weight(Dtype::Int8) < weight(Dtype::F16) * 9 / 10);
+    for (dtype, tolerance) in [(Dtype::Bf16, 0.05), (Dtype::Int8, 0.15)] {
+        let (_scratch, checkpoint) = load_as(case, dtype);
+        let plan = plan(&checkpoint, &case.spec(), 1);
+        let rendered = render(&checkpoint, &plan, links(&checkpoint, &plan, None)).unwrap();
+        let mut lost = 0.0_f64;
+        for (call, latent) in rendered.latents.iter().enumerate() {
+            let error = relative_l2(latent, want.part(call));
+            println!("{dtype}: call {call}: {error:.2e}");
+            assert!(error < tolerance, "{dtype}: call {call} is off by {error:.2e}");
+            lost = lost.max(error);
+        }
+        // Were nothing rounded, this would test nothing.
+        assert!(lost > 1e-4, "{dtype}: only {lost:.2e}");
+    }
 }
 
 fn check_text(
