@@ -1,8 +1,10 @@
 //! The `coordinator` command.
 
+mod bench;
 mod cluster;
 mod probe;
 mod progress;
+mod rendered;
 mod request;
 mod serve;
 mod status;
@@ -35,6 +37,8 @@ enum Command {
     Submit(Box<submit::SubmitArgs>),
     /// Measure what old activations do to an image: at each exchange point, and in each mode.
     Probe(Box<probe::ProbeArgs>),
+    /// Measure seconds per step, waiting and memory, on one worker and on all.
+    Bench(Box<bench::BenchArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
     /// Show a cluster's workers, model and jobs.
@@ -49,6 +53,7 @@ pub fn run() -> ExitCode {
         match command {
             Command::Submit(arguments) => submit::run(*arguments).await,
             Command::Probe(arguments) => probe::run(*arguments).await,
+            Command::Bench(arguments) => bench::run(*arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
         }
@@ -69,4 +74,10 @@ fn human_bytes(bytes: u64) -> String {
         || format!("{bytes} B"),
         |(size, name)| format!("{:.1} {name}", bytes as f64 / *size as f64),
     )
+}
+
+/// Bytes rounded for people.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in bytes")]
+fn whole(bytes: f64) -> u64 {
+    bytes.round() as u64
 }

@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, Write, stdin, stdout};
 
+use anyhow::{Context, bail};
 use rustix::time::{ClockId, clock_gettime};
 use worker::kernels::{
     Arithmetic, Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention,
@@ -32,7 +33,10 @@ fn main() -> anyhow::Result<()> {
     let mut operations = HashMap::new();
     for line in stdin().lock().lines() {
         let line = line?;
-        let run = operations.entry(line.clone()).or_insert_with(|| operation(&line));
+        if !operations.contains_key(&line) {
+            operations.insert(line.clone(), operation(&line)?);
+        }
+        let run = operations.get_mut(&line).expect("inserted if it was not there");
         let start = processor_seconds();
         run();
         writeln!(stdout(), "{:.4}", (processor_seconds() - start) * 1e3)?;
@@ -41,15 +45,15 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Prepares an operation, so that only its run is timed.
-fn operation(line: &str) -> Box<dyn FnMut()> {
+fn operation(line: &str) -> anyhow::Result<Box<dyn FnMut()>> {
     let words: Vec<&str> = line.split_whitespace().collect();
     if let [kind @ ("unet" | "vae"), folder, dtype, side] = words[..] {
-        return whole(kind, folder, dtype, side.parse().expect("a number"));
+        return whole(kind, folder, dtype, side.parse()?);
     }
-    let (kind, sizes) = words.split_first().expect("an operation");
-    let sizes: Vec<usize> = sizes.iter().map(|word| word.parse().expect("a number")).collect();
+    let (kind, sizes) = words.split_first().context("an empty line is no operation")?;
+    let sizes: Vec<usize> = sizes.iter().map(|word| word.parse()).collect::<Result<_, _>>()?;
     let isa = Isa::best();
-    match (*kind, &sizes[..]) {
+    Ok(match (*kind, &sizes[..]) {
         (kind @ ("conv" | "conv2" | "conv2-bf16" | "conv4"), &[channels, side]) => {
             let weight = values(channels * channels * 9);
             let conv = Conv::pack(Stored::F32(&weight), [channels, channels, 3, 3], 1);
@@ -99,31 +103,31 @@ fn operation(line: &str) -> Box<dyn FnMut()> {
                 group_norm(isa, &mut out, &x, 1, &scale, &shift, true);
             })
         }
-        _ => panic!("{line:?} is no operation"),
-    }
-}
-
-/// A whole call of the UNet, or of the decoder, of a checkpoint.
-fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> Box<dyn FnMut()> {
-    let files = ModelFiles::Folder(folder.into());
-    let checkpoint = Checkpoint::load(&files, dtype.parse().expect("a type")).expect("a model");
-    let pixels = u32::try_from(8 * side).expect("a size");
-    let latent = tensor(values(side * side * 4), (1, side, side, 4)).expect("a latent");
-    if kind == "vae" {
-        return Box::new(move || {
-            checkpoint.vae().decode(&latent, &mut Dense).expect("an image");
-        });
-    }
-    let text = [checkpoint.embed("a lighthouse at dusk").expect("a prompt")];
-    let unet = checkpoint.unet();
-    let conditioning = checkpoint.condition(unet, &text, pixels, pixels).expect("a condition");
-    Box::new(move || {
-        let call = checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense);
-        call.expect("a prediction");
+        _ => bail!("{line:?} is no operation"),
     })
 }
 
+/// A whole call of the UNet, or of the decoder, of a checkpoint.
+fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> anyhow::Result<Box<dyn FnMut()>> {
+    let files = ModelFiles::Folder(folder.into());
+    let checkpoint = Checkpoint::load(&files, dtype.parse().map_err(anyhow::Error::msg)?)?;
+    let pixels = u32::try_from(8 * side)?;
+    let latent = tensor(values(side * side * 4), (1, side, side, 4))?;
+    if kind == "vae" {
+        return Ok(Box::new(move || {
+            checkpoint.vae().decode(&latent, &mut Dense).expect("an image");
+        }));
+    }
+    let text = [checkpoint.embed("a lighthouse at dusk")?];
+    let conditioning = checkpoint.condition(checkpoint.unet(), &text, pixels, pixels)?;
+    Ok(Box::new(move || {
+        let call = checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense);
+        call.expect("a prediction");
+    }))
+}
+
 /// Values from -1 to 1.
+#[expect(clippy::cast_precision_loss, reason = "24 bits")]
 fn values(count: usize) -> Vec<f32> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = || {
@@ -136,6 +140,7 @@ fn values(count: usize) -> Vec<f32> {
 }
 
 /// What this process has used of processors.
+#[expect(clippy::cast_precision_loss, reason = "seconds, and nanoseconds of one")]
 fn processor_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9

@@ -1,17 +1,15 @@
 //! `coordinator probe`.
 
 use super::cluster::ClusterArgs;
-use super::human_bytes;
+use super::rendered::{Rendered, render};
 use super::request::RequestArgs;
-use crate::client::{Client, ClientError};
+use super::{human_bytes, whole};
 use crate::output::{check_writable, write_whole};
 use crate::probe::chart;
 use crate::probe::similarity::Similarity;
 use crate::probe::sites::{Kind, SiteSummary, of_kind, summarise};
 use anyhow::bail;
-use bytes::Bytes;
-use protocol::job::{CfgSplit, JobRequest, JobSpec, Mode};
-use protocol::message::{Event, SiteReport, ToClient};
+use protocol::job::{CfgSplit, JobRequest, Mode};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -31,9 +29,6 @@ pub(super) struct ProbeArgs {
     #[arg(long)]
     json: bool,
 }
-
-/// Letters of the prompt that a title has room for.
-const PROMPT_SHOWN: usize = 24;
 
 /// The modes in the order of the report.
 const MODES: [Mode; 6] =
@@ -67,18 +62,6 @@ pub(super) async fn run(arguments: ProbeArgs) -> anyhow::Result<ExitCode> {
         }
     };
     arguments.cluster.run(&arguments.request, work).await
-}
-
-/// One image, and what is known of how it was rendered.
-#[derive(Debug, Default)]
-struct Rendered {
-    spec: Option<(JobSpec, String)>,
-    workers: usize,
-    reports: Vec<Vec<SiteReport>>,
-    displaced: Vec<bool>,
-    seconds_per_step: f64,
-    posted_bytes: u64,
-    pixels: Bytes,
 }
 
 /// The image of one worker, that of several in each mode, and what was measured in one of these.
@@ -133,61 +116,6 @@ fn check_measured(sites: &[SiteSummary], workers: usize) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-async fn render(what: &str, request: JobRequest, address: &str) -> anyhow::Result<Rendered> {
-    // Nobody need read it: what counts goes to standard output.
-    writeln!(io::stderr(), "rendering: {what}").ok();
-    let mut client = Client::connect(address).await?;
-    client.submit(request).await?;
-    let mut rendered = Rendered::default();
-    loop {
-        let (message, payload) = client.next().await?;
-        let ToClient::Event { event, .. } = message else { continue };
-        match event {
-            Event::Started { spec, model, bands, .. } => {
-                rendered.spec = Some((*spec, model));
-                rendered.workers = bands.len();
-            }
-            Event::Step { displaced, .. } => rendered.displaced.push(displaced),
-            Event::Probed { sites, .. } => rendered.reports.push(sites),
-            Event::Failed { fault } => return Err(ClientError::Refused(fault).into()),
-            Event::Finished { seconds_per_step, waits, .. } => {
-                rendered.seconds_per_step = seconds_per_step;
-                rendered.posted_bytes = waits.iter().map(|wait| wait.posted_bytes).sum();
-                rendered.pixels = payload;
-                return Ok(rendered);
-            }
-            _ => {}
-        }
-    }
-}
-
-impl Rendered {
-    /// What it is an image of, and how it was sampled.
-    fn title(&self) -> String {
-        let Some((spec, model)) = &self.spec else { return String::new() };
-        let mut prompt: String = spec.prompt.chars().take(PROMPT_SHOWN).collect();
-        if prompt.len() < spec.prompt.len() {
-            prompt += "...";
-        }
-        format!(
-            "{model}, \"{prompt}\", {}x{}, {} steps of {}, guidance {}, seed {}, warm-up {}",
-            spec.width,
-            spec.height,
-            spec.steps,
-            spec.scheduler,
-            spec.guidance,
-            spec.seed,
-            spec.warmup
-        )
-    }
-
-    /// Bytes a worker posted in a call: the mean over workers and calls.
-    #[expect(clippy::cast_precision_loss, reason = "byte counts far below 2^52")]
-    fn bytes_per_call(&self) -> f64 {
-        self.posted_bytes as f64 / (self.workers * self.displaced.len()).max(1) as f64
-    }
 }
 
 impl Probed {
@@ -272,10 +200,4 @@ impl Probed {
             "sites": self.sites,
         })
     }
-}
-
-/// Bytes rounded for people.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in bytes")]
-fn whole(bytes: f64) -> u64 {
-    bytes.round() as u64
 }

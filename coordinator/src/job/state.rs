@@ -34,6 +34,7 @@ struct RankState {
     pixels: Option<Bytes>,
     waited_us: u64,
     posted_bytes: u64,
+    peak_bytes: u64,
     /// In calls after the first, which also warms caches up: time not spent waiting.
     computed_us: u64,
     calls: u32,
@@ -145,7 +146,8 @@ impl RunState {
             ToCoordinator::Probed { sites, .. } => {
                 Ok(Some((Event::Probed { rank: rank.0, sites }, Bytes::new())))
             }
-            ToCoordinator::Decoded { waited_us, .. } => {
+            ToCoordinator::Decoded { waited_us, peak_bytes, .. } => {
+                self.ranks[rank.index()].peak_bytes = peak_bytes;
                 self.ranks[rank.index()].waited_us += waited_us;
                 self.decoded(rank, payload, now)
             }
@@ -228,6 +230,7 @@ impl RunState {
             worker: member.name.clone(),
             seconds: seconds_of(Some(rank.waited_us)),
             posted_bytes: rank.posted_bytes,
+            peak_bytes: rank.peak_bytes,
         });
         Event::Finished {
             seconds_per_step: self.step_seconds / f64::from(self.steps_done.max(1)),
@@ -340,7 +343,7 @@ mod tests {
         let mut state = RunState::new(plan(2), false, Duration::from_secs(1));
         let half = size(state.plan.spec.width * state.plan.spec.height) * 3 / 2;
         let run = state.plan.run;
-        let decoded = || ToCoordinator::Decoded { run, took_us: 1, waited_us: 1 };
+        let decoded = || ToCoordinator::Decoded { run, took_us: 1, waited_us: 1, peak_bytes: 1 };
         let lower = Bytes::from(vec![9; half]);
         let upper = Bytes::from(vec![4; half]);
         let now = Duration::from_secs(3);

@@ -122,6 +122,8 @@ pub enum ToCoordinator {
         took_us: u64,
         /// How much of it the compute thread waited for peers.
         waited_us: u64,
+        /// The most memory that was resident during the run; 0 where the system does not tell.
+        peak_bytes: u64,
     },
     /// The run failed here. The worker is ready for the next one.
     Failed {
@@ -308,7 +310,7 @@ pub struct BandView {
     pub rows: u32,
 }
 
-/// What one rank waited for its peers in a job.
+/// What one rank waited for its peers in a job, and what memory it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WaitView {
     /// The rank.
@@ -319,6 +321,8 @@ pub struct WaitView {
     pub seconds: f64,
     /// Bytes it posted to peers.
     pub posted_bytes: u64,
+    /// The most memory that was resident in its process during the job; 0 where its system does not tell.
+    pub peak_bytes: u64,
 }
 
 /// The cluster at one moment.

@@ -223,8 +223,10 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
     });
     let probed =
         (run_id(), site_reports()).prop_map(|(run, sites)| ToCoordinator::Probed { run, sites });
-    let decoded = (run_id(), any::<(u64, u64)>())
-        .prop_map(|(run, (took_us, waited_us))| ToCoordinator::Decoded { run, took_us, waited_us });
+    let decoded = (run_id(), any::<(u64, u64)>()).prop_map(|(run, (took_us, waited_us))| {
+        let peak_bytes = took_us;
+        ToCoordinator::Decoded { run, took_us, waited_us, peak_bytes }
+    });
     prop_oneof![
         any::<u64>().prop_map(|resident_bytes| ToCoordinator::Alive { resident_bytes }),
         (run_id(), text()).prop_map(|(run, text)| ToCoordinator::Notice { run, text }),
@@ -274,8 +276,13 @@ fn event() -> impl Strategy<Value = Event> {
         bands.into_iter().map(view).collect::<Vec<_>>()
     });
     let waits = vec((any::<(u16, u64)>(), text()), 0..4).prop_map(|waits| {
-        let view =
-            |((rank, posted_bytes), worker)| WaitView { rank, worker, seconds: 0.5, posted_bytes };
+        let view = |((rank, posted_bytes), worker)| WaitView {
+            rank,
+            worker,
+            seconds: 0.5,
+            posted_bytes,
+            peak_bytes: posted_bytes,
+        };
         waits.into_iter().map(view).collect::<Vec<_>>()
     });
     prop_oneof![

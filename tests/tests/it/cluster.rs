@@ -1,5 +1,6 @@
 //! Real coordinator and worker processes on this machine, over loopback.
 
+mod bench;
 mod ending;
 mod exact;
 mod membership;

@@ -63,9 +63,11 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let threads = engine.cores().threads();
     let threads = u16::try_from(threads.get()).context("--threads is too large")?;
     match engine.cores().placement() {
-        pinned @ Placement::Pinned(_) => tracing::info!("{threads} compute threads, {pinned}"),
+        pinned @ Placement::Pinned(_) => {
+            tracing::info!("{threads} compute threads, {pinned}");
+        }
         anywhere @ Placement::Anywhere(_) => {
-            tracing::warn!("{threads} compute threads, {anywhere}")
+            tracing::warn!("{threads} compute threads, {anywhere}");
         }
     }
     let about = Join {

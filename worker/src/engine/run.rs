@@ -3,6 +3,7 @@
 use super::Run;
 use super::guidance::guide;
 use super::staleness::Staleness;
+use crate::memory;
 use crate::model::checkpoint::{Checkpoint, TextEmbedding};
 use crate::model::exchange::{Dense, Exchange};
 use crate::model::nn::{tensor, view};
@@ -98,6 +99,7 @@ impl<'a> BandRun<'a> {
         mesh: Mesh,
         said: &'a Said,
     ) -> Result<Self> {
+        memory::reset_peak();
         let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
         plan.check().map_err(|error| mismatch(error.to_string()))?;
         let member =
@@ -278,6 +280,7 @@ impl<'a> BandRun<'a> {
             run: self.said.run,
             took_us: micros(started.elapsed()),
             waited_us: micros(spent.waited),
+            peak_bytes: memory::peak_bytes(),
         };
         self.said.say(message, Bytes::from(pixels));
         Ok(())

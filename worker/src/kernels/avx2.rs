@@ -136,8 +136,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
         match words {
-            Words::F32 => by_rows!(rows, tile, height, Floats, true, 1 2 3 4 5 6),
-            Words::I16 => by_rows!(rows, tile, height, I16s, true, 1 2 3 4 5 6),
+            Words::F32 => {
+                by_rows!(rows, tile, height, Floats, true, 1 2 3 4 5 6);
+            }
+            Words::I16 => {
+                by_rows!(rows, tile, height, I16s, true, 1 2 3 4 5 6);
+            }
             other => unreachable!("AVX2 has no instruction for {other:?}"),
         }
     }
@@ -152,7 +156,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_integers(self, x: __m256) -> __m256 {
+    fn integers(self, x: __m256) -> __m256 {
         // SAFETY: `self` exists, so the machine has the instruction.
         unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(x)) }
     }

@@ -128,16 +128,16 @@ impl Simd for Avx512 {
     unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
         match words {
             Words::F32 => {
-                by_rows!(rows, tile, base, Floats, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                by_rows!(rows, tile, base, Floats, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::Bf16 => {
-                by_rows!(rows, tile, with_bf16, Bf16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                by_rows!(rows, tile, with_bf16, Bf16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::I16 => {
-                by_rows!(rows, tile, with_words, I16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                by_rows!(rows, tile, with_words, I16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::I8 => {
-                by_rows!(rows, tile, with_vnni, I8s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+                by_rows!(rows, tile, with_vnni, I8s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
         }
     }
@@ -149,7 +149,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_integers(self, x: __m512) -> __m512 {
+    fn integers(self, x: __m512) -> __m512 {
         // SAFETY: `self` exists, so the machine has the instruction.
         unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(x)) }
     }

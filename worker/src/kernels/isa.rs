@@ -124,8 +124,10 @@ impl Isa {
     pub(super) fn words(self, arithmetic: Arithmetic) -> Words {
         match (arithmetic, self) {
             (Arithmetic::F32, _) => Words::F32,
-            (Arithmetic::Bf16, Self::Avx512Bf16) => Words::Bf16,
-            (Arithmetic::Bf16, _) => panic!("{self} has no products of bfloat16"),
+            (Arithmetic::Bf16, _) => {
+                assert!(self.has_bf16(), "{self} has no products of bfloat16");
+                Words::Bf16
+            }
             (Arithmetic::Int8, Self::Avx512Vnni | Self::Avx512Bf16) => Words::I8,
             (Arithmetic::Int8, _) => Words::I16,
         }

@@ -127,8 +127,12 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
         match words {
-            Words::F32 => by_rows!(rows, tile, height, Floats, true, 1 2 3 4),
-            Words::I16 => by_rows!(rows, tile, height, I16s, true, 1 2 3 4),
+            Words::F32 => {
+                by_rows!(rows, tile, height, Floats, true, 1 2 3 4);
+            }
+            Words::I16 => {
+                by_rows!(rows, tile, height, I16s, true, 1 2 3 4);
+            }
             other => unreachable!("there is no portable instruction for {other:?}"),
         }
     }
@@ -140,7 +144,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "rounding to f32 is meant")]
-    fn from_integers(self, x: Self::V) -> Self::V {
+    fn integers(self, x: Self::V) -> Self::V {
         x.map(|x| x.to_bits().cast_signed() as f32)
     }
 

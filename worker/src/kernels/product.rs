@@ -208,7 +208,7 @@ impl<X: Rows, F> Block<'_, X, F> {
             for c in (0..PANEL).step_by(S::LANES) {
                 let sum = s.add_integers(s.read(&sums[c..]), s.read(&surplus[c..]));
                 let unit = s.mul(s.read(&columns[c..]), s.splat(*scale));
-                s.write(&mut sums[c..], s.mul(s.from_integers(sum), unit));
+                s.write(&mut sums[c..], s.mul(s.integers(sum), unit));
             }
         }
     }

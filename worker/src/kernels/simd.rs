@@ -81,7 +81,7 @@ pub(super) trait Simd: Copy {
     fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
 
     /// The 32-bit integers that lie in the bits of `x`, as `f32`.
-    fn from_integers(self, x: Self::V) -> Self::V;
+    fn integers(self, x: Self::V) -> Self::V;
 
     /// Rounds to bfloat16, ties to even.
     ///

@@ -41,25 +41,28 @@ pub(super) fn by_two(
     arithmetic: Arithmetic,
     finish: &impl Finish,
 ) {
-    let words = isa.words(arithmetic);
-    convolve::<2, 4>(isa, &Job { x, w, words, finish, transform: PhantomData::<Two> });
+    let job = Job { x, w, finish, transform: PhantomData::<Two> };
+    match isa.words(arithmetic) {
+        Words::Bf16 => convolve::<2, 4, true>(isa, &job),
+        _ => convolve::<2, 4, false>(isa, &job),
+    }
 }
 
 /// Convolves a band by tiles of four outputs each way.
 pub(super) fn by_four(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
-    let words = Words::F32;
-    convolve::<4, 6>(isa, &Job { x, w, words, finish, transform: PhantomData::<Four> });
+    convolve::<4, 6, false>(isa, &Job { x, w, finish, transform: PhantomData::<Four> });
 }
 
 struct Job<'a, T, F> {
     x: &'a Pixels<'a>,
     w: &'a Packed,
-    words: Words,
     finish: &'a F,
     transform: PhantomData<T>,
 }
 
-fn convolve<const M: usize, const N: usize>(
+/// Convolves with words of bfloat16 `PAIRS`, or of `f32`: each is compiled by itself, for a vector too many
+/// in a transform costs half its speed.
+fn convolve<const M: usize, const N: usize, const PAIRS: bool>(
     isa: Isa,
     job: &Job<'_, impl Transform<M, N>, impl Finish>,
 ) {
@@ -70,7 +73,7 @@ fn convolve<const M: usize, const N: usize>(
     let most = most / BLOCK_TILES[0] * BLOCK_TILES[0];
     let (tile_blocks, panel_blocks) = split(tiles, most, job.w.panels());
     tasks::each(tile_blocks * panel_blocks, |i| {
-        isa.run(Block::<_, _, M, N> {
+        isa.run(Block::<_, _, M, N, PAIRS> {
             job,
             grid,
             tiles: share(tiles, tile_blocks, i / panel_blocks),
@@ -121,15 +124,15 @@ impl Grid {
 }
 
 /// Some tiles and panels of a convolution.
-struct Block<'a, T, F, const M: usize, const N: usize> {
+struct Block<'a, T, F, const M: usize, const N: usize, const PAIRS: bool> {
     job: &'a Job<'a, T, F>,
     grid: Grid,
     tiles: Range<usize>,
     panels: Range<usize>,
 }
 
-impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
-    for Block<'_, T, F, M, N>
+impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS: bool> Kernel
+    for Block<'_, T, F, M, N, PAIRS>
 {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -138,7 +141,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
         let chunk_size = (N * N).div_ceil(Self::PLACES) * tiles * PITCH;
         let sizes = [
             chunks * chunk_size,
-            9 * (self.chunk() * PANEL + GAP),
+            9 * (Self::CHUNK * PANEL + GAP),
             N * N * (Self::CHUNK_WORDS * PANEL + GAP),
             N * N * (tiles * PANEL + GAP),
             M * M * tiles * PANEL,
@@ -163,20 +166,24 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Kernel
     }
 }
 
-impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T, F, M, N> {
+impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS: bool>
+    Block<'_, T, F, M, N, PAIRS>
+{
     /// Places of a tile whose values lie side by side in a row of the product's left side.
     const PLACES: usize = if M == 2 { 2 } else { 4 };
     /// Words of depth taken at a time: the weights of a panel's chunk stay in the second-level cache.
     const CHUNK_WORDS: usize = DEPTH / Self::PLACES;
 
+    /// What the words hold.
+    const WORDS: Words = if PAIRS { Words::Bf16 } else { Words::F32 };
+    /// Channels in a word.
+    const GROUP: usize = Self::WORDS.group();
     /// Channels taken at a time.
-    fn chunk(&self) -> usize {
-        Self::CHUNK_WORDS * self.job.words.group()
-    }
+    const CHUNK: usize = Self::CHUNK_WORDS * Self::GROUP;
 
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
-        let (channels, chunk) = (self.job.x.band.channels, self.chunk());
-        (0..channels).step_by(chunk).map(move |c| c..channels.min(c + chunk))
+        let channels = self.job.x.band.channels;
+        (0..channels).step_by(Self::CHUNK).map(move |c| c..channels.min(c + Self::CHUNK))
     }
 
     /// Where the words of a place of a tile begin, in a chunk.
@@ -209,12 +216,11 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                 for (i, values) in square.into_iter().enumerate() {
                     for (j, value) in values.into_iter().enumerate() {
                         let to = &mut to[self.at(i * N + j, tile)..][..Self::CHUNK_WORDS];
-                        match self.job.words {
-                            Words::Bf16 => {
-                                let to = bytemuck::cast_slice_mut::<f32, bf16>(to);
-                                s.write_bf16(&mut to[c - chunk.start..], value);
-                            }
-                            _ => s.write(&mut to[c - chunk.start..], value),
+                        if PAIRS {
+                            let to = bytemuck::cast_slice_mut::<f32, bf16>(to);
+                            s.write_bf16(&mut to[c - chunk.start..], value);
+                        } else {
+                            s.write(&mut to[c - chunk.start..], value);
                         }
                     }
                 }
@@ -238,12 +244,11 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
             let first = tap * channels;
             self.job.w.widen(s, panel, first + chunk.start..first + chunk.end, to);
         }
-        let group = self.job.words.group();
-        for row in 0..chunk.len() / group {
+        for row in 0..chunk.len() / Self::GROUP {
             for lane in (0..PANEL).step_by(S::LANES) {
-                let at = row * group * PANEL + lane;
+                let at = row * Self::GROUP * PANEL + lane;
                 let mut square = T::weights(s, gather_taps(s, taps, size, at));
-                if self.job.words == Words::Bf16 {
+                if PAIRS {
                     let next = T::weights(s, gather_taps(s, taps, size, at + PANEL));
                     for (values, next) in square.iter_mut().zip(next) {
                         for (value, next) in values.iter_mut().zip(next) {
@@ -253,7 +258,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                 }
                 for (i, values) in square.into_iter().enumerate() {
                     for (j, value) in values.into_iter().enumerate() {
-                        let place = (i * N + j) * (size / group + GAP);
+                        let place = (i * N + j) * (size / Self::GROUP + GAP);
                         s.write(&mut to[place + row * PANEL + lane..], value);
                     }
                 }
@@ -272,7 +277,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
         sums: &mut [f32],
     ) {
         let tiles = self.tiles.len();
-        let depth = chunk.len() / self.job.words.group();
+        let depth = chunk.len() / Self::GROUP;
         for place in 0..N * N {
             let weights = &weights[place * (depth * PANEL + GAP)..][..depth * PANEL];
             for strip in (0..PANEL).step_by(S::WIDTH) {
@@ -291,7 +296,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize> Block<'_, T,
                         add: chunk.start > 0,
                     };
                     // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-                    unsafe { s.multiply_rows(self.job.words, rows, &tile) };
+                    unsafe { s.multiply_rows(Self::WORDS, rows, &tile) };
                 }
             }
         }

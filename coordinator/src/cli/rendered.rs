@@ -1,0 +1,95 @@
+//! Images that are rendered to be measured, not to be kept.
+
+use crate::client::{Client, ClientError};
+use bytes::Bytes;
+use protocol::job::{JobRequest, JobSpec};
+use protocol::message::{Event, SiteReport, ToClient, WaitView};
+use std::io::{self, Write as _};
+
+/// Letters of the prompt that a title has room for.
+const PROMPT_SHOWN: usize = 24;
+
+/// One image, and what is known of how it was rendered.
+#[derive(Debug, Default)]
+pub(super) struct Rendered {
+    pub(super) spec: Option<(JobSpec, String)>,
+    pub(super) workers: usize,
+    pub(super) reports: Vec<Vec<SiteReport>>,
+    pub(super) displaced: Vec<bool>,
+    pub(super) seconds_per_step: f64,
+    pub(super) waits: Vec<WaitView>,
+    pub(super) pixels: Bytes,
+}
+
+/// Has an image rendered.
+pub(super) async fn render(
+    what: &str,
+    request: JobRequest,
+    address: &str,
+) -> anyhow::Result<Rendered> {
+    // Nobody need read it: what counts goes to standard output.
+    writeln!(io::stderr(), "rendering: {what}").ok();
+    let mut client = Client::connect(address).await?;
+    client.submit(request).await?;
+    let mut rendered = Rendered::default();
+    loop {
+        let (message, payload) = client.next().await?;
+        let ToClient::Event { event, .. } = message else { continue };
+        match event {
+            Event::Started { spec, model, bands, .. } => {
+                rendered.spec = Some((*spec, model));
+                rendered.workers = bands.len();
+            }
+            Event::Step { displaced, .. } => rendered.displaced.push(displaced),
+            Event::Probed { sites, .. } => rendered.reports.push(sites),
+            Event::Failed { fault } => return Err(ClientError::Refused(fault).into()),
+            Event::Finished { seconds_per_step, waits, .. } => {
+                (rendered.seconds_per_step, rendered.waits) = (seconds_per_step, waits);
+                rendered.pixels = payload;
+                return Ok(rendered);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Rendered {
+    /// What it is an image of, and how it was sampled.
+    pub(super) fn title(&self) -> String {
+        let Some((spec, model)) = &self.spec else { return String::new() };
+        let mut prompt: String = spec.prompt.chars().take(PROMPT_SHOWN).collect();
+        if prompt.len() < spec.prompt.len() {
+            prompt += "...";
+        }
+        format!(
+            "{model}, \"{prompt}\", {}x{}, {} steps of {}, guidance {}, seed {}, warm-up {}",
+            spec.width,
+            spec.height,
+            spec.steps,
+            spec.scheduler,
+            spec.guidance,
+            spec.seed,
+            spec.warmup
+        )
+    }
+
+    /// Bytes a worker posted in a call: the mean over workers and calls.
+    #[expect(clippy::cast_precision_loss, reason = "byte counts far below 2^52")]
+    pub(super) fn bytes_per_call(&self) -> f64 {
+        let posted: u64 = self.waits.iter().map(|wait| wait.posted_bytes).sum();
+        posted as f64 / (self.workers * self.displaced.len()).max(1) as f64
+    }
+
+    /// The part of a step that the worker that waited longest waited for its peers; the decode's waits
+    /// are in it, too.
+    #[expect(clippy::cast_precision_loss, reason = "calls are few")]
+    pub(super) fn exposed(&self) -> f64 {
+        let longest = self.waits.iter().map(|wait| wait.seconds).fold(0.0, f64::max);
+        longest / (self.seconds_per_step * self.displaced.len() as f64).max(f64::MIN_POSITIVE)
+    }
+
+    /// The most memory that was resident in any worker.
+    pub(super) fn peak_bytes(&self) -> u64 {
+        self.waits.iter().map(|wait| wait.peak_bytes).max().unwrap_or(0)
+    }
+}
