@@ -2,7 +2,7 @@
 checkpoint with diffusers'.
 
     cargo build --release -p worker --example op
-    python beside_torch.py target/release/examples/op [--rounds 7] [--only conv]
+    python beside_torch.py target/release/examples/op [--rounds 7] [--only conv2,conv4]
     python beside_torch.py target/release/examples/op --model sdxl-sized --part unet --side 64 [--dtype bf16]
 
 One thread each. A figure is the median of processor time, so that being descheduled does not count;
@@ -93,7 +93,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="some of the kinds of operations, such as conv2,conv4")
     parser.add_argument("--model")
     parser.add_argument("--part", choices=["unet", "vae"], default="unet")
     parser.add_argument("--side", type=int, default=64)
@@ -117,11 +117,14 @@ def main():
         return
     print(f"{'operation':32} {'torch ms':>9} {'GF/s':>6} {'ours ms':>9} {'GF/s':>6} {'share':>6}")
     for kind, sizes in CASES:
-        if arguments.only not in kind:
+        if arguments.only and kind not in arguments.only.split(","):
             continue
         runs, work = TORCH[kind](*map(int, sizes.split()))
         line = f"{kind} {sizes}"
-        theirs, own = beside(runs, lambda: ours(line), arguments.rounds)
+        try:
+            theirs, own = beside(runs, lambda: ours(line), arguments.rounds)
+        except ValueError:
+            raise SystemExit(f"{arguments.program} ended at {line!r}: what it says is above") from None
         print(f"{line:32} {theirs:9.2f} {work / theirs / 1e6:6.0f} {own:9.2f} {work / own / 1e6:6.0f} {own / theirs:6.2f}", flush=True)
 
 

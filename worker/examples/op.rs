@@ -75,7 +75,10 @@ fn operation(line: &str) -> anyhow::Result<Box<dyn FnMut()>> {
         }
         (kind @ ("linear" | "linear-bf16" | "linear-int8"), &[rows, depth, outputs]) => {
             let arithmetic = match kind {
-                "linear-bf16" => Arithmetic::Bf16,
+                "linear-bf16" if isa.has_bf16() => Arithmetic::Bf16,
+                "linear-bf16" => {
+                    bail!("{isa} has no products of bfloat16: leave them out with --only")
+                }
                 "linear-int8" => Arithmetic::Int8,
                 _ => Arithmetic::F32,
             };

@@ -131,7 +131,7 @@ fn table(ways: &[Way]) -> String {
             human_bytes(way.peak()),
         );
     }
-    text += "\nEXPOSED: of a step's time, what the worker that waited longest waited for others.\n\
+    text += "\nEXPOSED: of the calls' time, what the worker that waited longest in each waited for others.\n\
              PEAK: the most memory that was resident in any worker.\n";
     text
 }

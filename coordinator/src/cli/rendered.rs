@@ -16,6 +16,9 @@ pub(super) struct Rendered {
     pub(super) workers: usize,
     pub(super) reports: Vec<Vec<SiteReport>>,
     pub(super) displaced: Vec<bool>,
+    /// Of all calls: their time, and what of it the worker that waited longest waited for its peers.
+    seconds: f64,
+    waited: f64,
     pub(super) seconds_per_step: f64,
     pub(super) waits: Vec<WaitView>,
     pub(super) pixels: Bytes,
@@ -40,7 +43,11 @@ pub(super) async fn render(
                 rendered.spec = Some((*spec, model));
                 rendered.workers = bands.len();
             }
-            Event::Step { displaced, .. } => rendered.displaced.push(displaced),
+            Event::Step { displaced, seconds, waited, .. } => {
+                rendered.displaced.push(displaced);
+                rendered.seconds += seconds;
+                rendered.waited += waited;
+            }
             Event::Probed { sites, .. } => rendered.reports.push(sites),
             Event::Failed { fault } => return Err(ClientError::Refused(fault).into()),
             Event::Finished { seconds_per_step, waits, .. } => {
@@ -80,12 +87,9 @@ impl Rendered {
         posted as f64 / (self.workers * self.displaced.len()).max(1) as f64
     }
 
-    /// The part of a step that the worker that waited longest waited for its peers; the decode's waits
-    /// are in it, too.
-    #[expect(clippy::cast_precision_loss, reason = "calls are few")]
+    /// The part of a call's time that the worker that waited longest waited for its peers.
     pub(super) fn exposed(&self) -> f64 {
-        let longest = self.waits.iter().map(|wait| wait.seconds).fold(0.0, f64::max);
-        longest / (self.seconds_per_step * self.displaced.len() as f64).max(f64::MIN_POSITIVE)
+        self.waited / self.seconds.max(f64::MIN_POSITIVE)
     }
 
     /// The most memory that was resident in any worker.

@@ -49,7 +49,7 @@ fn describe(address: &str, view: &ClusterView) -> String {
         ),
     };
     if !view.workers.is_empty() {
-        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS   MEMORY      SPEED  DOES\n";
+        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS      MEMORY      SPEED  DOES\n";
         let fastest = view.workers.iter().map(|worker| worker.speed).max().unwrap_or(0).max(1);
         view.workers.iter().for_each(|worker| text += &worker_row(worker, fastest));
     }
@@ -65,7 +65,7 @@ fn worker_row(worker: &WorkerView, fastest: u64) -> String {
     let does =
         worker.busy.map_or_else(|| "idle".to_owned(), |(job, rank)| format!("{job}, {rank}"));
     format!(
-        "{:<11} {:<21} {:<22} {:<8} {:<9} {:<11} {:<6.2} {does}\n",
+        "{:<11} {:<21} {:<22} {:<8} {:<12} {:<11} {:<6.2} {does}\n",
         worker.id.to_string(),
         worker.name,
         worker.address.to_string(),

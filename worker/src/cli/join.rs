@@ -64,10 +64,10 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let threads = u16::try_from(threads.get()).context("--threads is too large")?;
     match engine.cores().placement() {
         pinned @ Placement::Pinned(_) => {
-            tracing::info!("{threads} compute threads, {pinned}");
+            tracing::info!("compute threads: {threads}, {pinned}");
         }
         anywhere @ Placement::Anywhere(_) => {
-            tracing::warn!("{threads} compute threads, {anywhere}");
+            tracing::warn!("compute threads: {threads}, {anywhere}");
         }
     }
     let about = Join {

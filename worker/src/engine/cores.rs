@@ -99,8 +99,8 @@ impl Cores {
         match (threads, NonZeroUsize::new(own.len())) {
             (Some(threads), _) if own.len() < threads.get() => {
                 let why = format!(
-                    "{} of this machine's {} cores are free of other workers, too few for {threads} \
-                     threads: they share cores with others",
+                    "{} of this machine's {} cores are free of other workers, fewer than --threads \
+                     {threads} asks for: cores are shared",
                     own.len(),
                     cores.len()
                 );

@@ -127,7 +127,7 @@ fn a_worker_without_a_core_of_its_own_says_how_to_share_one() {
         Process::spawn(worker.env("TMPDIR", claims.path()))
     };
     let mut first = join(&[]);
-    first.wait_for("compute threads, ");
+    first.wait_for("compute threads: ");
     if !first.output().contains("pinned to core") {
         eprintln!("skipped: nothing is pinned here: {}", first.output());
         return;
@@ -136,7 +136,7 @@ fn a_worker_without_a_core_of_its_own_says_how_to_share_one() {
     assert_eq!(second.wait(), Some(1));
     assert_names(&second.output(), &["taken by other workers", "--threads"]);
     let third = join(&["--threads", "1"]);
-    third.wait_for("1 compute threads, not pinned: 0 of this machine's");
+    third.wait_for("compute threads: 1, not pinned: 0 of this machine's");
     first.signal("KILL");
     first.wait();
     join(&["--threads", "1"]).wait_for("pinned to core");
