@@ -37,8 +37,8 @@ pub enum Placement {
 pub enum CoresError {
     /// Other workers have them all.
     #[error(
-        "all {0} cores of this machine are taken by other workers: give those fewer with --threads, or \
-         give --threads N here to share cores with them"
+        "all {0} cores that this worker may use are taken by other workers: give those fewer with \
+         --threads, or give --threads N here to share cores with them"
     )]
     Taken(usize),
 }
