@@ -2,8 +2,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use worker::kernels::{
-    Arithmetic, Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention,
-    conv2d, group_moments, group_norm, linear,
+    Arithmetic, Band, Conv, Epilogue, Heads, Isa, Keys, Method, Packed, Stored, attention, conv2d,
+    group_moments, group_norm, linear,
 };
 
 /// Activations are allocated as the worker allocates them.
@@ -74,14 +74,14 @@ fn attentions(criterion: &mut Criterion) {
         let inner = heads * 64;
         let [q, k, v] = [0; 3].map(|_| values(tokens * inner));
         let mut out = vec![0.0; tokens * inner];
-        let (queries, keys) = (tokens, tokens);
-        let shape = Heads { batch: 1, heads, head_dim: 64, queries, keys, causal: false };
+        let shape = Heads { batch: 1, heads, head_dim: 64, queries: tokens, causal: false };
         group.throughput(Throughput::Elements((4 * tokens * tokens * inner) as u64));
         for isa in fast() {
             let id = BenchmarkId::new(isa.to_string(), format!("{tokens}x{heads}x64"));
             group.bench_function(id, |bencher| {
-                let [k, v] = [&k, &v].map(|values| Strided { values, row_stride: inner });
-                bencher.iter(|| attention(isa, &mut out, &q, k, v, &shape));
+                let [keys, values] = [&k, &v].map(|values| Stored::F32(values));
+                let parts = [Keys { keys, values, rows: tokens, row_stride: inner }];
+                bencher.iter(|| attention(isa, &mut out, &q, &parts, &shape));
             });
         }
     }

@@ -4,10 +4,11 @@
 use criterion::{BenchmarkId, Criterion};
 use protocol::job::Dtype;
 use std::io::Write;
+use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::nn::tensor;
+use worker::model::tensor::Tensor;
 
 /// Activations are allocated as the worker allocates them.
 #[global_allocator]
@@ -33,9 +34,11 @@ fn time(criterion: &mut Criterion, files: &ModelFiles, side: usize) {
     for dtype in [Dtype::Auto, Dtype::Bf16, Dtype::Int8] {
         let checkpoint = Checkpoint::load(files, dtype).expect("a checkpoint");
         let channels = usize::try_from(checkpoint.card().latent_channels).expect("a few");
-        let shape = (1, side, side, channels);
-        let latent = tensor(vec![0.5; side * side * channels], shape).expect("a latent");
-        let text = [checkpoint.embed("a lighthouse at dusk").expect("a prompt")];
+        let shape = [1, side, side, channels];
+        let arena = Arena::sized(0);
+        let latent =
+            Tensor::new(&arena, &vec![0.5; side * side * channels], shape).expect("a latent");
+        let text = [checkpoint.embed("a lighthouse at dusk", &arena).expect("a prompt")];
         let pixels = u32::try_from(8 * side).expect("a size");
         let conditioning = checkpoint.condition(checkpoint.unet(), &text, pixels, pixels);
         let conditioning = conditioning.expect("conditions");

@@ -17,13 +17,13 @@ use std::io::{BufRead, Write, stdin, stdout};
 use anyhow::{Context, bail};
 use rustix::time::{ClockId, clock_gettime};
 use worker::kernels::{
-    Arithmetic, Band, Conv, Epilogue, Heads, Isa, Method, Packed, Stored, Strided, attention,
+    Arena, Arithmetic, Band, Conv, Epilogue, Heads, Isa, Keys, Method, Packed, Stored, attention,
     conv2d, group_moments, group_norm, linear,
 };
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::nn::tensor;
+use worker::model::tensor::Tensor;
 
 /// Activations are allocated as the worker allocates them.
 #[global_allocator]
@@ -91,11 +91,11 @@ fn operation(line: &str) -> anyhow::Result<Box<dyn FnMut()>> {
             let inner = heads * head_dim;
             let [q, k, v] = [0; 3].map(|_| values(tokens * inner));
             let mut out = vec![0.0; tokens * inner];
-            let heads =
-                Heads { batch: 1, heads, head_dim, queries: tokens, keys: tokens, causal: false };
+            let heads = Heads { batch: 1, heads, head_dim, queries: tokens, causal: false };
             Box::new(move || {
-                let [k, v] = [&k, &v].map(|values| Strided { values, row_stride: inner });
-                attention(isa, &mut out, &q, k, v, &heads);
+                let [keys, values] = [&k, &v].map(|values| Stored::F32(values));
+                let parts = [Keys { keys, values, rows: tokens, row_stride: inner }];
+                attention(isa, &mut out, &q, &parts, &heads);
             })
         }
         ("norm", &[channels, side]) => {
@@ -115,13 +115,14 @@ fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> anyhow::Result<B
     let files = ModelFiles::Folder(folder.into());
     let checkpoint = Checkpoint::load(&files, dtype.parse().map_err(anyhow::Error::msg)?)?;
     let pixels = u32::try_from(8 * side)?;
-    let latent = tensor(values(side * side * 4), (1, side, side, 4))?;
+    let arena = Arena::sized(0);
+    let latent = Tensor::new(&arena, &values(side * side * 4), [1, side, side, 4])?;
     if kind == "vae" {
         return Ok(Box::new(move || {
             checkpoint.vae().decode(&latent, &mut Dense).expect("an image");
         }));
     }
-    let text = [checkpoint.embed("a lighthouse at dusk")?];
+    let text = [checkpoint.embed("a lighthouse at dusk", &arena)?];
     let conditioning = checkpoint.condition(checkpoint.unet(), &text, pixels, pixels)?;
     Ok(Box::new(move || {
         let call = checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense);

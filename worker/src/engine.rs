@@ -3,6 +3,7 @@
 //! The thread never touches the async runtime: it takes runs from a channel, exchanges with its
 //! peers through links, and says what happened through another channel.
 
+mod budget;
 mod calibration;
 pub mod cores;
 pub mod guidance;

@@ -9,6 +9,7 @@
 //! image comes out, bit for bit, as it would from the whole image.
 
 mod aligned;
+mod arena;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -38,7 +39,8 @@ mod product_tests;
 #[cfg(test)]
 mod reference;
 
-pub use attention::{Heads, Strided, attention};
+pub use arena::{Arena, Block, Needed};
+pub use attention::{Heads, Keys, attention};
 pub use conv::{Band, Conv, Method, conv2d};
 pub use isa::{Isa, IsaError};
 pub use linear::{Activation, Epilogue, geglu, linear};

@@ -12,3 +12,4 @@ pub mod member;
 pub mod memory;
 pub mod model;
 pub mod parallel;
+pub mod profile;

@@ -1,4 +1,4 @@
-//! Diffusion models: pure maths on candle tensors, over a band of the image.
+//! Diffusion models: pure maths on tensors, over a band of the image.
 //!
 //! What a band cannot answer alone goes through [`exchange`]; nothing in here knows ranks, steps
 //! as policy, or sockets.
@@ -11,6 +11,7 @@ pub mod files;
 pub mod nn;
 pub mod noise;
 pub mod scheduler;
+pub mod tensor;
 pub mod tokenizer;
 pub mod unet;
 pub mod vae;
@@ -25,6 +26,9 @@ pub enum Error {
     /// A file of the checkpoint is missing, corrupt, or asks for what is not supported.
     #[error("{0}")]
     Checkpoint(String),
+    /// Tensors do not fit each other: a bug.
+    #[error("{0}")]
+    Shape(String),
     /// The tensor library refused: a bug, or out of memory.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

@@ -6,6 +6,7 @@
 //! - [`drift`] says how far what a rank sends moves from call to call.
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
+//! - [`Planned`] answers nothing, while memory is planned.
 //! - [`sharded`] adds up what ranks compute with their parts of each layer: a baseline.
 //! - [`naive`] asks nothing within a call, and puts predictions together after it: another.
 //!
@@ -18,18 +19,20 @@
 //!   (`--warmup auto`) leaves a version unconsumed; there ranks begin a call only when all have ended
 //!   the one before (P-3, in [`drift`]).
 
-mod arena;
 pub mod displaced;
 pub mod drift;
 mod group;
 pub mod mesh;
 pub mod naive;
+mod planned;
 pub mod rows;
 pub mod sharded;
+mod slots;
 pub mod synchronous;
 mod wire;
 
 pub use displaced::Displaced;
 pub use mesh::{Mesh, Spent};
+pub use planned::Planned;
 pub use sharded::Sharded;
 pub use synchronous::Synchronous;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tests::fixture::{self, Case};
 use tests::render::{links, plan, render};
 use tests::tolerance::relative_l2;
+use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
-use worker::model::nn::view;
 
 /// Relative L2 per step. f64 against f32 differ by 2e-6 there.
 const STEP_TOLERANCE: f64 = 1e-4;
@@ -78,8 +78,9 @@ fn check_text(
         let ids: Vec<f64> = ids.iter().map(|id| f64::from(*id)).collect();
         assert_eq!(ids, want[key].values, "{}: {key}", case.name);
     }
-    let prompt = checkpoint.embed(&case.prompt).unwrap();
-    let negative = checkpoint.embed_negative(case.negative.as_deref()).unwrap();
+    let arena = Arena::sized(0);
+    let prompt = checkpoint.embed(&case.prompt, &arena).unwrap();
+    let negative = checkpoint.embed_negative(case.negative.as_deref(), &arena).unwrap();
     let pairs = [
         ("prompt_embeds", Some(&prompt.tokens)),
         ("pooled", prompt.pooled.as_ref()),
@@ -88,7 +89,7 @@ fn check_text(
     ];
     for (key, got) in pairs {
         let (Some(got), Some(want)) = (got, want.get(key)) else { continue };
-        let got: Vec<f64> = view(got).unwrap().iter().map(|value| f64::from(*value)).collect();
+        let got: Vec<f64> = got.view().iter().map(|value| f64::from(*value)).collect();
         if want.values.iter().all(|value| *value == 0.0) {
             assert!(got.iter().all(|value| *value == 0.0), "{}: {key} is not zero", case.name);
             continue;

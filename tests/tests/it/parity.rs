@@ -10,11 +10,12 @@ use std::sync::Arc;
 use tests::fixture;
 use tests::render::{Rendered, links, plan, plan_of, render};
 use tests::tolerance::{largest_difference, relative_l2};
+use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::nn::{tensor, view};
 use worker::model::noise::TorchGenerator;
+use worker::model::tensor::Tensor;
 use worker::parallel::{Displaced, Mesh, Synchronous};
 
 /// Relative L2 of what only the order of additions tells apart.
@@ -155,7 +156,8 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let checkpoint = checkpoint("tiny-sdxl");
     let spec = spec("sdxl-ddim", Mode::Corrected, 0);
     let plan = with_heights(plan(&checkpoint, &spec, 3), &[1, 2, 1]);
-    let prompt = || checkpoint.embed(&spec.prompt).unwrap();
+    let arena = Arena::sized(0);
+    let prompt = || checkpoint.embed(&spec.prompt, &arena).unwrap();
     let conditioning = || {
         checkpoint
             .condition(checkpoint.unet(), &[prompt(), prompt()], spec.width, spec.height)
@@ -169,11 +171,12 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let band_of = |top: usize, count: usize| {
         let images = whole.chunks(rows * row);
         let values = images.flat_map(|image| image[top * row..(top + count) * row].to_vec());
-        tensor(values.collect(), (2, count, columns, channels)).unwrap()
+        let values: Vec<f32> = values.collect();
+        Tensor::new(&arena, &values, [2, count, columns, channels]).unwrap()
     };
     let dense =
         checkpoint.unet().forward(&band_of(0, rows), 500.0, &conditioning(), &mut Dense).unwrap();
-    let dense = view(&dense).unwrap().to_vec();
+    let dense = dense.view().to_vec();
     let links = links(&checkpoint, &plan, None);
     std::thread::scope(|scope| {
         for (rank, links) in plan.ranks().zip(links) {
@@ -192,8 +195,7 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
                 let want = dense.chunks(rows * row).flat_map(|image| {
                     image[top * row..(top + count) * row].iter().map(|value| f64::from(*value))
                 });
-                let got =
-                    view(&got).unwrap().iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+                let got = got.view().iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
                 let error = relative_l2(&got, &want.collect::<Vec<_>>());
                 assert!(error < ROUNDING, "{rank} is off by {error:.2e}");
             });

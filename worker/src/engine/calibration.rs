@@ -1,9 +1,10 @@
 //! How fast this worker is, so that the planner can give it as many rows as it is worth.
 
+use crate::kernels::Arena;
 use crate::model::Result;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::exchange::Dense;
-use crate::model::nn::tensor;
+use crate::model::tensor::Tensor;
 use std::time::{Duration, Instant};
 
 /// Calls measured at most; the fastest counts, for whatever disturbs a call makes it slower.
@@ -18,9 +19,11 @@ pub(super) fn speed(checkpoint: &Checkpoint) -> Result<u64> {
     let (width, height) = card.native;
     let [rows, columns, channels] = [card.row_unit, width / card.vae_factor, card.latent_channels]
         .map(|value| usize::try_from(value).unwrap_or(usize::MAX));
+    let arena = Arena::sized(0);
     let conditioning =
-        checkpoint.condition(checkpoint.unet(), &[checkpoint.embed("")?], width, height)?;
-    let latent = tensor(vec![0.5; rows * columns * channels], (1, rows, columns, channels))?;
+        checkpoint.condition(checkpoint.unet(), &[checkpoint.embed("", &arena)?], width, height)?;
+    let values = vec![0.5; rows * columns * channels];
+    let latent = Tensor::new(&arena, &values, [1, rows, columns, channels])?;
     let started = Instant::now();
     let mut fastest = Duration::MAX;
     for _ in 0..CALLS_MAX {

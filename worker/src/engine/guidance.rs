@@ -1,7 +1,8 @@
 //! Classifier-free guidance.
 
 use crate::model::Result;
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 
 /// The guided prediction from a batch of two: the negative's, then the prompt's. A batch of one is
 /// returned as it is.
@@ -12,22 +13,26 @@ pub fn guide(prediction: &Tensor, scale: f32) -> Result<Tensor> {
     if prediction.dim(0)? == 1 {
         return Ok(prediction.clone());
     }
-    let negative = prediction.narrow(0, 0, 1)?;
-    let towards = (prediction.narrow(0, 1, 1)? - &negative)?;
-    Ok((negative + (towards * f64::from(scale))?)?)
+    let (negative, prompt) = (prediction.narrow(0, 0, 1)?, prediction.narrow(0, 1, 1)?);
+    negative.make(Work::Pointwise, negative.shape(), |out| {
+        for ((out, negative), prompt) in out.iter_mut().zip(negative.view()).zip(prompt.view()) {
+            *out = negative + (prompt - negative) * scale;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use crate::kernels::Arena;
 
     #[test]
     fn scale_one_is_the_prompt_and_zero_the_negative() {
-        let batch = Tensor::new(&[[1.0_f32, 2.0], [3.0, 5.0]], &Device::Cpu).unwrap();
-        let guided = |scale| guide(&batch, scale).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(guided(1.0), [[3.0, 5.0]]);
-        assert_eq!(guided(0.0), [[1.0, 2.0]]);
-        assert_eq!(guided(5.0), [[11.0, 17.0]]);
+        let batch = Tensor::new(&Arena::sized(0), &[1.0, 2.0, 3.0, 5.0], [2, 2]).unwrap();
+        let guided = |scale| guide(&batch, scale).unwrap().view().to_vec();
+        assert_eq!(guided(1.0), [3.0, 5.0]);
+        assert_eq!(guided(0.0), [1.0, 2.0]);
+        assert_eq!(guided(5.0), [11.0, 17.0]);
     }
 }

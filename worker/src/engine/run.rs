@@ -1,19 +1,21 @@
 //! One rank's part of one image.
 
 use super::Run;
+use super::budget;
 use super::guidance::guide;
 use super::staleness::Staleness;
+use crate::kernels::Arena;
 use crate::memory;
 use crate::model::checkpoint::{Checkpoint, TextEmbedding};
 use crate::model::exchange::{Dense, Exchange};
-use crate::model::nn::{tensor, view};
 use crate::model::noise::TorchGenerator;
 use crate::model::scheduler::Scheduler;
+use crate::model::tensor::Tensor;
 use crate::model::unet::{Conditioning, UNet};
 use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
 use bytes::Bytes;
-use candle_core::Tensor;
+use candle_core::Device;
 use protocol::job::{Decode, JobSpec, Parallelism};
 use protocol::message::{Phase, ToCoordinator};
 use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
@@ -53,6 +55,7 @@ fn fault(error: Error, rank: Rank) -> Fault {
     let mut fault = match error {
         Error::Exchange(fault) => fault,
         Error::Checkpoint(cause) => Fault::new(FaultKind::Compute, cause),
+        Error::Shape(cause) => Fault::new(FaultKind::Compute, cause),
         Error::Tensor(error) => Fault::new(FaultKind::Compute, error.to_string()),
     };
     fault.rank = fault.rank.or(Some(rank));
@@ -72,6 +75,9 @@ impl Said {
     }
 }
 
+/// What samplers compute with, on the host: [1, rows, columns, channels].
+type Latent = candle_core::Tensor;
+
 /// The state of one rank in one run.
 struct BandRun<'a> {
     checkpoint: &'a Checkpoint,
@@ -85,7 +91,8 @@ struct BandRun<'a> {
     mesh: Mesh,
     scheduler: Box<dyn Scheduler>,
     generator: TorchGenerator,
-    latent: Tensor,
+    latent: Latent,
+    arena: Arena,
     call: u32,
     staleness: Staleness,
     said: &'a Said,
@@ -113,7 +120,12 @@ impl<'a> BandRun<'a> {
             Some(shard) => Cow::Owned(checkpoint.unet().of_shard(shard)),
             None => Cow::Borrowed(checkpoint.unet()),
         };
-        let mut run = Self {
+        let needed = budget::needed(checkpoint, &unet, plan, rank)?;
+        tracing::debug!(bytes = needed.arena, of_values = needed.values, "memory for activations");
+        let mut generator = TorchGenerator::new(plan.spec.seed);
+        let noise = band_noise(&mut generator, plan.geometry, member.band)?;
+        let latent = (noise * scheduler.init_noise_sigma())?;
+        Ok(Self {
             checkpoint,
             unet,
             plan,
@@ -123,16 +135,14 @@ impl<'a> BandRun<'a> {
             band: member.band,
             rank,
             mesh,
-            generator: TorchGenerator::new(plan.spec.seed),
-            latent: tensor(vec![0.0], 1)?,
+            generator,
+            latent,
+            arena: Arena::sized(needed.arena),
             scheduler,
             call: 0,
             staleness: Staleness::default(),
             said,
-        };
-        let noise = band_noise(&mut run.generator, run.geometry, run.band)?;
-        run.latent = (noise * run.scheduler.init_noise_sigma())?;
-        Ok(run)
+        })
     }
 
     /// The error, with the call it happened in.
@@ -149,35 +159,21 @@ impl<'a> BandRun<'a> {
 
     fn encode(&mut self) -> Result<Conditioning> {
         self.enter(Phase::TextEncoding);
-        let mut branches = Vec::new();
-        if self.plan.is_guided() && self.branch != Branch::Prompt {
-            branches.push(self.embed("negative prompt", |checkpoint, spec| {
-                checkpoint.embed_negative(spec.negative.as_deref())
-            })?);
-        }
-        if self.branch != Branch::Negative {
-            branches.push(self.embed("prompt", |checkpoint, spec| checkpoint.embed(&spec.prompt))?);
-        }
-        self.checkpoint.condition(&self.unet, &branches, self.spec.width, self.spec.height)
-    }
-
-    /// Embeds a text; its branch's first rank tells the user of words that were cut off.
-    fn embed(
-        &self,
-        what: &str,
-        embed: impl Fn(&Checkpoint, &JobSpec) -> Result<TextEmbedding>,
-    ) -> Result<TextEmbedding> {
-        let embedding = embed(self.checkpoint, self.spec)?;
+        let texts = texts(self.checkpoint, self.plan, self.branch, &self.arena)?;
+        // A branch's first rank tells the user of words that were cut off.
         let first = self.plan.branch_of(self.rank).next() == Some(self.rank);
-        if let (Some(cut), true) = (&embedding.truncated, first) {
-            let text = format!(
-                "the {what} is longer than the 77 tokens the text encoders read; cut off: \
-                 \"{}\"",
-                cut.trim()
-            );
-            self.said.say(ToCoordinator::Notice { run: self.said.run, text }, Bytes::new());
+        for (what, text) in texts.iter().filter(|_| first) {
+            if let Some(cut) = &text.truncated {
+                let text = format!(
+                    "the {what} is longer than the 77 tokens the text encoders read; cut off: \
+                     \"{}\"",
+                    cut.trim()
+                );
+                self.said.say(ToCoordinator::Notice { run: self.said.run, text }, Bytes::new());
+            }
         }
-        Ok(embedding)
+        let texts: Vec<TextEmbedding> = texts.into_iter().map(|(_, text)| text).collect();
+        self.checkpoint.condition(&self.unet, &texts, self.spec.width, self.spec.height)
     }
 
     fn denoise(&mut self, conditioning: &Conditioning) -> Result<()> {
@@ -191,6 +187,7 @@ impl<'a> BandRun<'a> {
             let (generator, geometry, band) = (&mut self.generator, self.geometry, self.band);
             let mut noise =
                 || band_noise(generator, geometry, band).map_err(candle_core::Error::wrap);
+            let prediction = latent(&prediction)?;
             self.latent = self.scheduler.step(index, &prediction, &self.latent, &mut noise)?;
             self.report_step(calls, started.elapsed())?;
             self.call += 1;
@@ -207,9 +204,10 @@ impl<'a> BandRun<'a> {
         calls: u32,
     ) -> Result<Tensor> {
         let input = self.scheduler.scale_model_input(index, &self.latent)?;
+        let input = activation(&self.arena, &input)?;
         let input = match self.plan.batch(self.rank) {
             2 => Tensor::cat(&[&input, &input], 0)?,
-            _ => input.contiguous()?,
+            _ => input,
         };
         let call = Call(self.call);
         let both = if let Some(strip) = self.plan.strip(self.rank, call) {
@@ -260,7 +258,7 @@ impl<'a> BandRun<'a> {
         self.enter(Phase::Decoding);
         let started = Instant::now();
         self.mesh.check_cancelled()?;
-        let (latent, call) = (self.latent.contiguous()?, Call(self.call));
+        let (latent, call) = (activation(&self.arena, &self.latent)?, Call(self.call));
         let latent = rows::to_decode(&mut self.mesh, self.plan, self.rank, call, &latent)?;
         let (vae, top) = (self.checkpoint.vae(), self.plan.member(self.rank));
         let top = top.map_or(0, |member| to_usize(member.decodes.top));
@@ -274,8 +272,9 @@ impl<'a> BandRun<'a> {
             Decode::Auto | Decode::Whole => vae.decode(&latent, &mut *exchange)?,
         };
         drop(exchange);
+        debug_assert_eq!(self.arena.mappings(), 1, "the plan of memory fell short");
         let spent = self.mesh.take_spent();
-        let pixels: Vec<u8> = view(&image)?.iter().map(|value| to_pixel(*value)).collect();
+        let pixels: Vec<u8> = image.view().iter().map(|value| to_pixel(*value)).collect();
         let message = ToCoordinator::Decoded {
             run: self.said.run,
             took_us: micros(started.elapsed()),
@@ -304,7 +303,7 @@ fn exchange<'a>(
 
 /// A band [1, rows, columns, channels] of the whole image's noise: every rank draws all of it, so
 /// that the seed gives the same image on any number of ranks.
-fn band_noise(generator: &mut TorchGenerator, geometry: Geometry, band: Band) -> Result<Tensor> {
+fn band_noise(generator: &mut TorchGenerator, geometry: Geometry, band: Band) -> Result<Latent> {
     let [all, columns, channels] =
         [geometry.rows, geometry.columns, geometry.channels].map(to_usize);
     let (top, rows) = (to_usize(band.top), to_usize(band.rows));
@@ -313,13 +312,43 @@ fn band_noise(generator: &mut TorchGenerator, geometry: Geometry, band: Band) ->
     for pixel in top * columns..(top + rows) * columns {
         out.extend((0..channels).map(|channel| noise[channel * all * columns + pixel]));
     }
-    tensor(out, (1, rows, columns, channels))
+    Ok(Latent::from_vec(out, (1, rows, columns, channels), &Device::Cpu)?)
+}
+
+/// The texts that a branch is conditioned on, in the order of its batch, and what each is.
+pub(super) fn texts(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    branch: Branch,
+    arena: &Arena,
+) -> Result<Vec<(&'static str, TextEmbedding)>> {
+    let mut texts = Vec::new();
+    if plan.is_guided() && branch != Branch::Prompt {
+        let negative = plan.spec.negative.as_deref();
+        texts.push(("negative prompt", checkpoint.embed_negative(negative, arena)?));
+    }
+    if branch != Branch::Negative {
+        texts.push(("prompt", checkpoint.embed(&plan.spec.prompt, arena)?));
+    }
+    Ok(texts)
+}
+
+/// What the network reads of a sampler's `x`.
+fn activation(arena: &Arena, x: &Latent) -> Result<Tensor> {
+    let (batch, rows, columns, channels) = x.dims4()?;
+    let values = x.flatten_all()?.to_vec1::<f32>()?;
+    Tensor::new(arena, &values, [batch, rows, columns, channels])
+}
+
+/// What the sampler reads of the network's `x`.
+fn latent(x: &Tensor) -> Result<Latent> {
+    Ok(Latent::from_slice(x.view(), x.dims(), &Device::Cpu)?)
 }
 
 /// `x` [1, rows, columns, channels] as little-endian f32 [channels, rows, columns].
-fn channels_first_bytes(x: &Tensor) -> Result<Bytes> {
-    let channels_first = x.squeeze(0)?.permute((2, 0, 1))?.contiguous()?;
-    let values = view(&channels_first)?;
+fn channels_first_bytes(x: &Latent) -> Result<Bytes> {
+    let channels_first = x.squeeze(0)?.permute((2, 0, 1))?.flatten_all()?;
+    let values = channels_first.to_vec1::<f32>()?;
     Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 

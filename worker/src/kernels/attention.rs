@@ -8,9 +8,11 @@
 
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
+
 use super::isa::Isa;
 use super::math::exp2;
-use super::packed::PANEL;
+use super::packed::{PANEL, Stored};
 use super::scratch::Scratch;
 use super::simd::{Kernel, MAX_ROWS, Simd};
 use super::tasks::{self, Shared};
@@ -34,36 +36,40 @@ pub struct Heads {
     pub head_dim: usize,
     /// Queries of each sequence.
     pub queries: usize,
-    /// Keys, and values, of each sequence.
-    pub keys: usize,
     /// Whether query `i` sees only the keys up to `i`.
     pub causal: bool,
 }
 
-/// Keys or values: `heads * head_dim` of them in each row.
+/// Some of the tokens that are attended to: `heads * head_dim` keys, and as many values, of each.
 #[derive(Clone, Copy, Debug)]
-pub struct Strided<'a> {
-    /// From the first row's first value on.
-    pub values: &'a [f32],
-    /// From one row to the next; from one sequence to the next it is `keys` times that.
+pub struct Keys<'a> {
+    /// From the first token's first key on.
+    pub keys: Stored<'a>,
+    /// From the first token's first value on.
+    pub values: Stored<'a>,
+    /// Tokens of each sequence.
+    pub rows: usize,
+    /// From one token to the next; from one sequence to the next it is `rows` times that.
     pub row_stride: usize,
 }
 
 /// `softmax(q k' / sqrt(head_dim)) v` for each head: `q` and `out` are
-/// `[batch, queries, heads * head_dim]`.
+/// `[batch, queries, heads * head_dim]`. The tokens of all `parts`, in order, are attended to.
 ///
 /// # Panics
 /// When a slice is not as long as `h` makes it, or there are no keys.
-pub fn attention(isa: Isa, out: &mut [f32], q: &[f32], k: Strided<'_>, v: Strided<'_>, h: &Heads) {
+pub fn attention(isa: Isa, out: &mut [f32], q: &[f32], parts: &[Keys<'_>], h: &Heads) {
     let inner = h.heads * h.head_dim;
     assert_eq!(q.len(), h.batch * h.queries * inner, "queries [batch, queries, {inner}]");
     assert_eq!(out.len(), q.len(), "an output like the queries");
-    assert!(h.keys > 0 && h.head_dim > 0, "something to attend to");
-    for rows in [k, v] {
-        let needed = (h.batch * h.keys).saturating_sub(1) * rows.row_stride + inner;
-        assert!(h.batch == 0 || rows.values.len() >= needed, "keys [batch, keys, {inner}]");
+    let keys = parts.iter().map(|part| part.rows).sum();
+    assert!(keys > 0 && h.head_dim > 0, "something to attend to");
+    for part in parts.iter().filter(|part| part.rows * h.batch > 0) {
+        let needed = (h.batch * part.rows - 1) * part.row_stride + inner;
+        let least = part.keys.len().min(part.values.len());
+        assert!(least >= needed, "keys and values [batch, keys, {inner}]");
     }
-    let job = Job { out: Shared::new(out), q, k, v, h };
+    let job = Job { out: Shared::new(out), q, parts, keys, h };
     let chunks = chunks(isa, h);
     let panels = h.queries.div_ceil(isa.tile_width());
     tasks::each(h.batch * h.heads * chunks, |i| {
@@ -95,10 +101,13 @@ fn chunks(isa: Isa, h: &Heads) -> usize {
 struct Job<'a> {
     out: Shared<'a>,
     q: &'a [f32],
-    k: Strided<'a>,
-    v: Strided<'a>,
+    parts: &'a [Keys<'a>],
+    keys: usize,
     h: &'a Heads,
 }
+
+/// The keys or the values of a part.
+type Side = for<'a> fn(&Keys<'a>) -> Stored<'a>;
 
 /// Some queries of one head.
 struct Chunk<'a> {
@@ -122,6 +131,8 @@ struct Buffers<'a> {
     values: &'a mut [f32],
     /// The scores of a panel with a block of keys, `[keys][WIDTH]`.
     scores: &'a mut [f32],
+    /// Keys or values of a block that are not f32 where they lie, `[keys][head_dim]`.
+    widened: &'a mut [f32],
 }
 
 impl Kernel for Chunk<'_> {
@@ -136,19 +147,20 @@ impl Kernel for Chunk<'_> {
             BLOCK_KEYS.next_multiple_of(S::ROWS) * dim + S::LANES,
             dim.next_multiple_of(S::ROWS) * BLOCK_KEYS + S::LANES,
             BLOCK_KEYS * S::WIDTH + S::LANES,
+            if self.job.parts.iter().all(is_f32) { 0 } else { BLOCK_KEYS * dim + S::LANES },
         ]
         .map(|size| size.next_multiple_of(16));
         let mut scratch = Scratch::take(sizes.iter().sum());
         let mut rest = &mut scratch[..];
-        let [queries, results, state, keys, values, scores] =
+        let [queries, results, state, keys, values, scores, widened] =
             sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
-        let mut buffers = Buffers { queries, results, state, keys, values, scores };
+        let mut buffers = Buffers { queries, results, state, keys, values, scores, widened };
 
         self.begin(s, &mut buffers);
-        for start in (0..self.job.h.keys).step_by(BLOCK_KEYS) {
-            let block = start..self.job.h.keys.min(start + BLOCK_KEYS);
-            self.pack_keys(s, block.clone(), buffers.keys);
-            self.pack_values(s, block.clone(), buffers.values);
+        for start in (0..self.job.keys).step_by(BLOCK_KEYS) {
+            let block = start..self.job.keys.min(start + BLOCK_KEYS);
+            self.pack_keys(s, block.clone(), &mut buffers);
+            self.pack_values(s, block.clone(), &mut buffers);
             for panel in 0..panels {
                 self.score(s, &block, panel, &mut buffers);
                 soften(s, block.len(), (panel, dim), &mut buffers);
@@ -190,35 +202,72 @@ impl Chunk<'_> {
         }
     }
 
-    /// Where a key's or value's row begins.
+    /// Which part token `key` is of, and where its row begins there.
     #[inline(always)]
-    fn row<'v>(&self, rows: &Strided<'v>, key: usize) -> &'v [f32] {
-        let Heads { head_dim, keys, .. } = *self.job.h;
-        &rows.values[(self.sequence * keys + key) * rows.row_stride + self.head * head_dim..]
+    fn place(&self, key: usize) -> (&Keys<'_>, usize) {
+        let Heads { head_dim, .. } = *self.job.h;
+        let mut row = key;
+        for part in self.job.parts {
+            if row < part.rows {
+                let at = (self.sequence * part.rows + row) * part.row_stride;
+                return (part, at + self.head * head_dim);
+            }
+            row -= part.rows;
+        }
+        unreachable!("a block ends with the last part")
+    }
+
+    /// Widens what is not f32 of a block's keys or values.
+    fn widen(&self, block: Range<usize>, side: Side, to: &mut [f32]) {
+        let dim = self.job.h.head_dim;
+        for (key, to) in block.zip(to.chunks_exact_mut(dim)) {
+            let (part, at) = self.place(key);
+            match side(part) {
+                Stored::F32(_) => {}
+                Stored::F16(values) => values[at..at + dim].convert_to_f32_slice(to),
+                Stored::Bf16(values) => values[at..at + dim].convert_to_f32_slice(to),
+            }
+        }
+    }
+
+    /// A key's or value's row in a block that starts with `first`.
+    #[inline(always)]
+    fn row<'v>(&'v self, side: Side, key: usize, first: usize, widened: &'v [f32]) -> &'v [f32] {
+        let (part, at) = self.place(key);
+        match side(part) {
+            Stored::F32(values) => &values[at..],
+            _ => &widened[(key - first) * self.job.h.head_dim..],
+        }
     }
 
     #[inline(always)]
-    fn pack_keys<S: Simd>(&self, s: S, block: Range<usize>, to: &mut [f32]) {
-        let dim = self.job.h.head_dim;
+    fn pack_keys<S: Simd>(&self, s: S, block: Range<usize>, buffers: &mut Buffers<'_>) {
+        let (dim, to) = (self.job.h.head_dim, &mut *buffers.keys);
+        if !buffers.widened.is_empty() {
+            self.widen(block.clone(), keys, buffers.widened);
+        }
         for (tile, first) in block.clone().step_by(S::ROWS).enumerate() {
             let count = S::ROWS.min(block.end - first);
             let mut rows: [&[f32]; MAX_ROWS] = [&[]; MAX_ROWS];
             for (key, row) in (first..).zip(&mut rows[..count]) {
-                *row = self.row(&self.job.k, key);
+                *row = self.row(keys, key, block.start, buffers.widened);
             }
             interleave(s, &rows[..count], dim, &mut to[tile * S::ROWS * dim..], S::ROWS);
         }
     }
 
     #[inline(always)]
-    fn pack_values<S: Simd>(&self, s: S, block: Range<usize>, to: &mut [f32]) {
-        let dim = self.job.h.head_dim;
+    fn pack_values<S: Simd>(&self, s: S, block: Range<usize>, buffers: &mut Buffers<'_>) {
+        let (dim, to) = (self.job.h.head_dim, &mut *buffers.values);
+        if !buffers.widened.is_empty() {
+            self.widen(block.clone(), values, buffers.widened);
+        }
         for (tile, first) in (0..dim).step_by(S::ROWS).enumerate() {
             let to = &mut to[tile * S::ROWS * block.len()..];
             for (i, key) in block.clone().enumerate() {
                 // A vector is wider than a tile is high: its end is overwritten by the next.
-                let values = s.read_some(&self.row(&self.job.v, key)[first..]);
-                s.write(&mut to[i * S::ROWS..], values);
+                let row = self.row(values, key, block.start, buffers.widened);
+                s.write(&mut to[i * S::ROWS..], s.read_some(&row[first..]));
             }
         }
     }
@@ -283,6 +332,18 @@ impl Chunk<'_> {
             }
         }
     }
+}
+
+fn keys<'a>(part: &Keys<'a>) -> Stored<'a> {
+    part.keys
+}
+
+fn values<'a>(part: &Keys<'a>) -> Stored<'a> {
+    part.values
+}
+
+fn is_f32(part: &Keys<'_>) -> bool {
+    matches!((part.keys, part.values), (Stored::F32(_), Stored::F32(_)))
 }
 
 /// Turns a panel's scores into weights, after shrinking what was gathered under a smaller maximum.

@@ -3,36 +3,49 @@
 use proptest::prelude::*;
 
 use super::reference::{self, assert_close, assert_same, values, with_threads};
-use super::{Heads, Isa, Strided, attention};
+use super::{Heads, Isa, Keys, Stored, attention};
+use half::{bf16, f16};
 
 /// Queries, and keys and values interleaved in one tensor.
 struct Inputs {
     q: Vec<f32>,
     kv: Vec<f32>,
+    keys: usize,
     inner: usize,
 }
 
 impl Inputs {
     /// Scores grow with `spread`, and with them the differences between the weights.
-    fn new(seed: u64, h: &Heads, spread: f32) -> Self {
+    fn new(seed: u64, h: &Heads, keys: usize, spread: f32) -> Self {
         let inner = h.heads * h.head_dim;
         let mut q = values(seed, h.batch * h.queries * inner);
         q.iter_mut().for_each(|x| *x *= spread);
-        Self { q, kv: values(seed ^ 1, h.batch * h.keys * 2 * inner), inner }
+        Self { q, kv: values(seed ^ 1, h.batch * keys * 2 * inner), keys, inner }
     }
 
-    fn keys(&self) -> Strided<'_> {
-        Strided { values: &self.kv, row_stride: 2 * self.inner }
-    }
-
-    fn values(&self) -> Strided<'_> {
-        Strided { values: &self.kv[self.inner..], row_stride: 2 * self.inner }
+    fn reference(&self, h: &Heads) -> Vec<f64> {
+        reference::attention(&self.q, (&self.kv, self.keys), h)
     }
 
     fn attend(&self, isa: Isa, q: &[f32], h: &Heads) -> Vec<f32> {
+        self.attend_to(isa, q, &[self.part(Stored::F32(&self.kv), self.keys)], h)
+    }
+
+    fn attend_to(&self, isa: Isa, q: &[f32], parts: &[Keys<'_>], h: &Heads) -> Vec<f32> {
         let mut out = vec![f32::NAN; q.len()];
-        attention(isa, &mut out, q, self.keys(), self.values(), h);
+        attention(isa, &mut out, q, parts, h);
         out
+    }
+
+    fn part<'a>(&self, kv: Stored<'a>, rows: usize) -> Keys<'a> {
+        Keys { keys: kv, values: kv.from(self.inner), rows, row_stride: 2 * self.inner }
+    }
+
+    /// The keys and values of some tokens of every sequence.
+    fn some(&self, tokens: std::ops::Range<usize>) -> Vec<f32> {
+        let sequences = self.kv.chunks_exact(self.keys * 2 * self.inner);
+        let part = tokens.start * 2 * self.inner..tokens.end * 2 * self.inner;
+        sequences.flat_map(|sequence| &sequence[part.clone()]).copied().collect()
     }
 }
 
@@ -54,9 +67,9 @@ proptest! {
         spread in prop_oneof![Just(1.0_f32), Just(60.0)],
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch, heads, head_dim, queries, keys, causal: false };
-        let inputs = Inputs::new(seed, &h, spread);
-        let want = reference::attention(&inputs.q, inputs.keys(), inputs.values(), &h);
+        let h = Heads { batch, heads, head_dim, queries, causal: false };
+        let inputs = Inputs::new(seed, &h, keys, spread);
+        let want = inputs.reference(&h);
         // A score adds head_dim products in f32, scaled by its root; softmax passes its error on.
         let roundings = f64::from(u32::try_from(head_dim).unwrap()).sqrt() * f64::from(spread);
         let tolerance = 2e-6 + f64::from(f32::EPSILON) * roundings;
@@ -71,9 +84,9 @@ proptest! {
         tokens in prop_oneof![1..100_usize, Just(77), 170..180_usize],
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch, heads, head_dim, queries: tokens, keys: tokens, causal: true };
-        let inputs = Inputs::new(seed, &h, 1.0);
-        let want = reference::attention(&inputs.q, inputs.keys(), inputs.values(), &h);
+        let h = Heads { batch, heads, head_dim, queries: tokens, causal: true };
+        let inputs = Inputs::new(seed, &h, tokens, 1.0);
+        let want = inputs.reference(&h);
         for isa in Isa::available() {
             assert_close(&inputs.attend(isa, &inputs.q, &h), &want, 2e-6, &isa.to_string());
         }
@@ -87,8 +100,8 @@ proptest! {
         threads in 1..5_usize,
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch: 1, heads, head_dim, queries, keys, causal: false };
-        let inputs = Inputs::new(seed, &h, 4.0);
+        let h = Heads { batch: 1, heads, head_dim, queries, causal: false };
+        let inputs = Inputs::new(seed, &h, keys, 4.0);
         let (a, b) = (a.index(queries), b.index(queries));
         let part = a.min(b) * inputs.inner..(a.max(b) + 1) * inputs.inner;
         let few = Heads { queries: part.len() / inputs.inner, ..h };
@@ -96,6 +109,32 @@ proptest! {
             let whole = with_threads(threads, || inputs.attend(isa, &inputs.q, &h));
             let few = inputs.attend(isa, &inputs.q[part.clone()], &few);
             assert_same(&whole[part.clone()], &few, &isa.to_string());
+        }
+    }
+
+    /// Tokens that lie in several places, in several types, are attended to as if they lay in one.
+    #[test]
+    fn parts_are_attended_to_where_they_lie(
+        (batch, heads, head_dim) in (1..3_usize, 1..4_usize, head_dims()),
+        (queries, keys) in (1..20_usize, 3..400_usize),
+        (a, b) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        seed in any::<u64>(),
+    ) {
+        let h = Heads { batch, heads, head_dim, queries, causal: false };
+        let mut inputs = Inputs::new(seed, &h, keys, 2.0);
+        // Values that all three types hold.
+        inputs.kv.iter_mut().for_each(|value| *value = (*value * 64.0).round() / 64.0);
+        let (a, b) = (a.index(keys + 1), b.index(keys + 1));
+        let ends = [0, a.min(b), a.max(b), keys];
+        let [first, second, third] = [0, 1, 2].map(|i| inputs.some(ends[i]..ends[i + 1]));
+        let second: Vec<f16> = second.iter().map(|value| f16::from_f32(*value)).collect();
+        let third: Vec<bf16> = third.iter().map(|value| bf16::from_f32(*value)).collect();
+        let stored = [Stored::F32(&first), Stored::F16(&second), Stored::Bf16(&third)];
+        let parts: Vec<_> = (0..3).map(|i| inputs.part(stored[i], ends[i + 1] - ends[i])).collect();
+        for isa in Isa::available() {
+            let whole = inputs.attend(isa, &inputs.q, &h);
+            let parts = inputs.attend_to(isa, &inputs.q, &parts, &h);
+            assert_same(&whole, &parts, &isa.to_string());
         }
     }
 }

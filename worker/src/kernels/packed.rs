@@ -336,11 +336,21 @@ impl<'a> Stored<'a> {
         }
     }
 
-    fn len(self) -> usize {
+    pub(super) fn len(self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::F16(values) => values.len(),
             Self::Bf16(values) => values.len(),
+        }
+    }
+
+    /// The values from `at` on; none if there are not so many.
+    #[must_use]
+    pub fn from(self, at: usize) -> Self {
+        match self {
+            Self::F32(values) => Self::F32(values.get(at..).unwrap_or_default()),
+            Self::F16(values) => Self::F16(values.get(at..).unwrap_or_default()),
+            Self::Bf16(values) => Self::Bf16(values.get(at..).unwrap_or_default()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Activation, Epilogue, Heads, Stored, Strided};
+use super::{Activation, Epilogue, Heads, Stored};
 
 /// `count` values from -1 to 1 that `seed` determines.
 pub(super) fn values(seed: u64, count: usize) -> Vec<f32> {
@@ -152,17 +152,17 @@ fn positions([a, b, c]: [usize; 3]) -> impl Iterator<Item = (usize, usize, usize
     (0..a * b * c).map(move |i| (i / (b * c), i / c % b, i % c))
 }
 
-pub(super) fn attention(q: &[f32], k: Strided<'_>, v: Strided<'_>, h: &Heads) -> Vec<f64> {
-    let dim = h.head_dim;
-    let at = |rows: Strided<'_>, n: usize, key: usize, head: usize, d: usize| {
-        f64::from(rows.values[(n * h.keys + key) * rows.row_stride + head * dim + d])
+pub(super) fn attention(q: &[f32], (kv, all): (&[f32], usize), h: &Heads) -> Vec<f64> {
+    let (dim, inner) = (h.head_dim, h.heads * h.head_dim);
+    let at = |side: usize, n: usize, key: usize, head: usize, d: usize| {
+        f64::from(kv[((n * all + key) * 2 + side) * inner + head * dim + d])
     };
     let mut out = Vec::new();
     for (n, i, head) in positions([h.batch, h.queries, h.heads]) {
         let q = &q[((n * h.queries + i) * h.heads + head) * dim..][..dim];
-        let keys = if h.causal { i + 1 } else { h.keys };
+        let keys = if h.causal { i + 1 } else { all };
         let score = |key: usize| {
-            let dot = |d: usize| f64::from(q[d]) * at(k, n, key, head, d);
+            let dot = |d: usize| f64::from(q[d]) * at(0, n, key, head, d);
             (0..dim).map(dot).sum::<f64>() / (dim as f64).sqrt()
         };
         let scores: Vec<f64> = (0..keys).map(score).collect();
@@ -170,7 +170,7 @@ pub(super) fn attention(q: &[f32], k: Strided<'_>, v: Strided<'_>, h: &Heads) ->
         let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
         let total: f64 = weights.iter().sum();
         for d in 0..dim {
-            let sum: f64 = (0..keys).map(|key| weights[key] * at(v, n, key, head, d)).sum();
+            let sum: f64 = (0..keys).map(|key| weights[key] * at(1, n, key, head, d)).sum();
             out.push(sum / total);
         }
     }

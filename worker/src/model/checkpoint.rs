@@ -4,15 +4,17 @@ use super::clip::{ClipConfig, ClipText};
 use super::config::Config;
 use super::exchange::{Place, Sites};
 use super::files::ModelFiles;
-use super::nn::{Loader, tensor, view};
+use super::nn::Loader;
 use super::scheduler::SchedulerConfig;
+use super::tensor::Tensor;
 use super::tokenizer::ClipTokenizer;
 use super::unet::config::UNetConfig;
 use super::unet::{Conditioning, TextTime, UNet};
 use super::vae::{VaeConfig, VaeDecoder};
 use super::weights::Weights;
 use super::{Error, Result};
-use candle_core::Tensor;
+use crate::kernels::Arena;
+use crate::profile::Work;
 use protocol::job::{Dtype, ModelCard};
 use protocol::plan::{Ask, Axis, SiteSpec, Stage};
 use serde_json::json;
@@ -179,17 +181,17 @@ impl Checkpoint {
         self.encoders.iter().map(|encoder| encoder.tokenizer.encode(prompt).ids).collect()
     }
 
-    /// Encodes a prompt.
+    /// Encodes a prompt, in the memory of `arena`.
     ///
     /// # Errors
     /// If the tokenizer and the encoder do not fit together.
-    pub fn embed(&self, prompt: &str) -> Result<TextEmbedding> {
+    pub fn embed(&self, prompt: &str, arena: &Arena) -> Result<TextEmbedding> {
         let mut tokens = Vec::new();
         let mut pooled = None;
         let mut truncated = None;
         for encoder in &self.encoders {
             let text = encoder.tokenizer.encode(prompt);
-            let encoded = encoder.clip.encode(&text.ids)?;
+            let encoded = encoder.clip.encode(&text.ids, arena)?;
             tokens.push(match self.family {
                 Family::Sdxl => encoded.penultimate,
                 Family::Sd => encoded.last,
@@ -198,7 +200,9 @@ impl Checkpoint {
             truncated = truncated.or(text.truncated);
         }
         let pooled = if self.family == Family::Sdxl { pooled } else { None };
-        Ok(TextEmbedding { tokens: beside(&tokens)?, pooled, truncated })
+        // Side by side.
+        let tokens = Tensor::cat(&tokens, 2)?;
+        Ok(TextEmbedding { tokens, pooled, truncated })
     }
 
     /// Encodes a negative prompt. None is the empty prompt, or all zeros where the checkpoint was
@@ -206,14 +210,14 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the tokenizer and the encoder do not fit together.
-    pub fn embed_negative(&self, negative: Option<&str>) -> Result<TextEmbedding> {
-        let embedding = self.embed(negative.unwrap_or_default())?;
+    pub fn embed_negative(&self, negative: Option<&str>, arena: &Arena) -> Result<TextEmbedding> {
+        let embedding = self.embed(negative.unwrap_or_default(), arena)?;
         if negative.is_some() || !self.zero_empty_negative {
             return Ok(embedding);
         }
         Ok(TextEmbedding {
-            tokens: embedding.tokens.zeros_like()?,
-            pooled: embedding.pooled.map(|pooled| pooled.zeros_like()).transpose()?,
+            tokens: zeros_like(&embedding.tokens)?,
+            pooled: embedding.pooled.as_ref().map(zeros_like).transpose()?,
             truncated: None,
         })
     }
@@ -419,20 +423,6 @@ impl Facts<'_> {
     }
 }
 
-/// Token embeddings [1, tokens, channels] side by side.
-fn beside(parts: &[Tensor]) -> Result<Tensor> {
-    if let [only] = parts {
-        return Ok(only.clone());
-    }
-    let count = parts.first().map_or(Ok(0), |part| part.dim(1))?;
-    let views = parts.iter().map(view).collect::<Result<Vec<_>>>()?;
-    let mut joined = Vec::new();
-    for token in 0..count {
-        for values in &views {
-            let channels = values.len() / count;
-            joined.extend_from_slice(&values[token * channels..(token + 1) * channels]);
-        }
-    }
-    let channels = joined.len() / count.max(1);
-    tensor(joined, (1, count, channels))
+fn zeros_like(x: &Tensor) -> Result<Tensor> {
+    x.map(Work::Pointwise, |_| 0.0)
 }

@@ -1,14 +1,15 @@
 //! CLIP text encoders.
 
 use super::config::Config;
+use super::exchange::Rows;
+use super::nn::Loader;
 use super::nn::attention::attend;
 use super::nn::layer_norm::LayerNorm;
 use super::nn::linear::{Finish, Linear};
-use super::nn::{Loader, tensor};
+use super::tensor::Tensor;
 use super::weights::Values;
 use super::{Error, Result};
-use crate::kernels::Activation;
-use candle_core::Tensor;
+use crate::kernels::{Activation, Arena};
 use serde_json::json;
 
 /// What a text encoder's configuration says.
@@ -152,12 +153,12 @@ impl ClipText {
             + self.text_projection.as_ref().map_or(0, Linear::bytes)
     }
 
-    /// Encodes one prompt's tokens.
+    /// Encodes one prompt's tokens, in the memory of `arena`.
     ///
     /// # Errors
     /// If a token is outside the vocabulary, or there are more than the encoder has positions.
-    pub fn encode(&self, ids: &[u32]) -> Result<Encoded> {
-        let mut x = self.embed(ids)?;
+    pub fn encode(&self, ids: &[u32], arena: &Arena) -> Result<Encoded> {
+        let mut x = self.embed(ids, arena)?;
         let mut penultimate = x.clone();
         for layer in &self.layers {
             penultimate = x.clone();
@@ -165,13 +166,13 @@ impl ClipText {
         }
         let last = self.final_layer_norm.forward(&x)?;
         let pooled = self.text_projection.as_ref().map(|projection| {
-            let end = last.narrow(1, end_of_text(ids), 1)?.squeeze(1)?.contiguous()?;
-            projection.forward(&end)
+            let end = last.narrow(1, end_of_text(ids), 1)?;
+            projection.forward(&end.reshape([1, self.config.channels])?)
         });
         Ok(Encoded { last, penultimate, pooled: pooled.transpose()? })
     }
 
-    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+    fn embed(&self, ids: &[u32], arena: &Arena) -> Result<Tensor> {
         let channels = self.config.channels;
         if ids.len() > self.config.tokens {
             return Err(Error::Checkpoint(format!(
@@ -192,7 +193,7 @@ impl ClipText {
             self.token_embedding.widen_row(id, row);
         }
         out.iter_mut().zip(&self.position_embedding).for_each(|(value, place)| *value += place);
-        tensor(out, (1, ids.len(), channels))
+        Tensor::new(arena, &out, [1, ids.len(), channels])
     }
 }
 
@@ -246,7 +247,8 @@ impl EncoderLayer {
         // 1. Attention: a token sees itself and those before it.
         let normed = self.layer_norm1.forward(x)?;
         let q = self.q_proj.forward(&normed)?;
-        let mixed = attend(&q, &self.kv_proj.forward(&normed)?, heads, true)?;
+        let kv = Rows::own(&self.kv_proj.forward(&normed)?, 1)?;
+        let mixed = attend(&q, &[kv], heads, true)?;
         let onto = |residual| Finish { activation: Activation::None, residual: Some(residual) };
         let x = self.out_proj.forward_with(&mixed, onto(x))?;
         // 2. Feed-forward.

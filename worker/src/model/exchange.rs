@@ -5,9 +5,13 @@
 //! previous one, or its own: policy lives behind the seam. Never across it: rank, world size,
 //! step, mode, dtype casts, buffers, sockets.
 
+mod rows;
+
+pub use rows::Rows;
+
 use super::Result;
+use super::tensor::Tensor;
 use crate::kernels::Moment;
-use candle_core::Tensor;
 use protocol::plan::{Ask, SiteSpec, Stage};
 use protocol::{Fault, FaultKind, Site};
 use std::fmt;
@@ -26,12 +30,12 @@ pub trait Exchange: fmt::Debug {
     /// If a peer is lost or the run is cancelled.
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments>;
 
-    /// `own` [batch, tokens, channels] of the whole image in row order; the own part is always
-    /// this call's.
+    /// `own` [batch, tokens, channels] of the whole image, band by band in row order, each where it
+    /// lies; the own part is always this call's.
     ///
     /// # Errors
     /// If a peer is lost or the run is cancelled.
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor>;
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>>;
 
     /// The sum of what all parts of a layer give, of which one gives `own` [batch, .., channels].
     ///
@@ -60,9 +64,9 @@ pub struct Halo {
     /// The image's row that the band begins with.
     pub first_row: usize,
     /// The rows before the band's first.
-    pub above: Option<Tensor>,
+    pub above: Option<Rows>,
     /// The rows after the band's last.
-    pub below: Option<Tensor>,
+    pub below: Option<Rows>,
 }
 
 /// Statistics of normalisation groups.
@@ -87,8 +91,8 @@ impl Exchange for Dense {
         Ok(own.clone())
     }
 
-    fn gather(&mut self, _: Site, own: &Tensor) -> Result<Tensor> {
-        Ok(own.clone())
+    fn gather(&mut self, _: Site, own: &Tensor) -> Result<Vec<Rows>> {
+        Ok(vec![Rows::own(own, 1)?])
     }
 }
 

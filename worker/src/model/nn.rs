@@ -14,12 +14,10 @@ use super::Result;
 use super::exchange::{Place, Sites};
 use super::weights::{Values, Weights};
 use crate::kernels::Arithmetic;
-use candle_core::{CpuStorage, Device, Shape, Storage, Tensor};
 use protocol::Site;
 use protocol::plan::Ask;
 use std::cell::RefCell;
 use std::fmt::Display;
-use std::ops::{Deref, Range};
 
 /// Builds layers from the weights at one path, and numbers their exchange points.
 #[derive(Clone, Debug)]
@@ -104,56 +102,4 @@ impl<'a> Loader<'a> {
     pub fn site(&self, ask: Ask, channels: usize) -> Site {
         self.sites.borrow_mut().number(self.place.site(&self.path, ask, channels))
     }
-}
-
-/// The values of a contiguous f32 tensor on the CPU, readable as a slice.
-#[derive(Debug)]
-pub struct View<G> {
-    storage: G,
-    range: Range<usize>,
-}
-
-/// Looks at the values of `x`.
-///
-/// # Errors
-/// If it is not a contiguous f32 tensor on the CPU.
-pub fn view(x: &Tensor) -> Result<View<impl Deref<Target = Storage>>> {
-    let (storage, layout) = x.storage_and_layout();
-    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
-    match (&*storage, range) {
-        (Storage::Cpu(CpuStorage::F32(_)), Some(range)) => Ok(View { storage, range }),
-        _ => Err(candle_core::Error::Msg(format!(
-            "expected contiguous f32 values on the CPU, got {:?} {layout:?}",
-            x.dtype()
-        ))
-        .into()),
-    }
-}
-
-impl<G: Deref<Target = Storage>> Deref for View<G> {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            _ => unreachable!("view() lets nothing else in"),
-        }
-    }
-}
-
-/// A tensor of these values.
-///
-/// # Errors
-/// If their number is not the shape's.
-pub fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
-    Ok(Tensor::from_vec(values, shape.into(), &Device::Cpu)?)
-}
-
-/// The tensor's dimensions with the last one replaced.
-pub(crate) fn with_last(x: &Tensor, last: usize) -> Vec<usize> {
-    let mut dims = x.dims().to_vec();
-    if let Some(dim) = dims.last_mut() {
-        *dim = last;
-    }
-    dims
 }

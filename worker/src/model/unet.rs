@@ -8,13 +8,14 @@ pub mod transformer;
 use self::block::{Conditions, DownBlock, MidBlock, UpBlock};
 use self::config::UNetConfig;
 use super::exchange::{Exchange, Place};
+use super::nn::Loader;
 use super::nn::conv::Conv3x3;
 use super::nn::embedding::TimestepEmbedding;
 use super::nn::group_norm::GroupNorm;
-use super::nn::{Loader, tensor, view};
+use super::tensor::Tensor;
 use super::{Error, Result};
 use crate::kernels::{self, Isa};
-use candle_core::Tensor;
+use crate::profile::Work;
 use protocol::plan::{Shard, Stage};
 
 /// The denoising network.
@@ -169,7 +170,7 @@ impl UNet {
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
         // 1. Time and sizes.
-        let time = self.time(timestep, conditioning)?;
+        let time = self.time(x, timestep, conditioning)?;
         let mut text_kv = conditioning.text_kv.iter();
         let mut x = self.conv_in.forward(x, exchange)?;
         let mut on = Conditions { time: &time, text_kv: &mut text_kv, exchange };
@@ -189,20 +190,22 @@ impl UNet {
         self.conv_out.forward(&x, on.exchange)
     }
 
-    /// The activated time embedding [batch, channels].
-    fn time(&self, timestep: f32, conditioning: &Conditioning) -> Result<Tensor> {
+    /// The activated time embedding [batch, channels], in the memory of `x`.
+    fn time(&self, x: &Tensor, timestep: f32, conditioning: &Conditioning) -> Result<Tensor> {
         let embedded = self.config.time.embed(timestep).repeat(conditioning.batch);
-        let embedded = tensor(embedded, (conditioning.batch, self.config.time.channels))?;
+        let shape = [conditioning.batch, self.config.time.channels];
+        let embedded = Tensor::new(x.arena(), &embedded, shape)?;
         let time = self.time_embedding.forward(&embedded, conditioning.added.as_ref())?;
-        let mut activated = vec![0.0; time.elem_count()];
-        kernels::silu(Isa::best(), &mut activated, &view(&time)?);
-        tensor(activated, time.shape().clone())
+        time.make(Work::Pointwise, time.shape(), |out| {
+            kernels::silu(Isa::best(), out, time.view());
+            Ok(())
+        })
     }
 }
 
 /// The pooled text [batch, channels] with `sizes` after each row, which must give `width`.
 fn beside(pooled: &Tensor, sizes: &[f32], width: usize) -> Result<Tensor> {
-    let (batch, channels) = pooled.dims2()?;
+    let [batch, channels] = pooled.sizes()?;
     if channels + sizes.len() != width {
         return Err(Error::Checkpoint(format!(
             "unet/config.json: `projection_class_embeddings_input_dim` is `{width}`; the pooled \
@@ -211,7 +214,11 @@ fn beside(pooled: &Tensor, sizes: &[f32], width: usize) -> Result<Tensor> {
             channels + sizes.len()
         )));
     }
-    let pooled = view(pooled)?;
-    let joined = pooled.chunks(channels).flat_map(|row| row.iter().chain(sizes)).copied();
-    tensor(joined.collect(), (batch, width))
+    pooled.make(Work::Copy, [batch, width], |out| {
+        for (out, row) in out.chunks_exact_mut(width).zip(pooled.view().chunks(channels)) {
+            out[..channels].copy_from_slice(row);
+            out[channels..].copy_from_slice(sizes);
+        }
+        Ok(())
+    })
 }

@@ -12,8 +12,9 @@ use super::nn::attention::SelfAttention;
 use super::nn::conv::Conv3x3;
 use super::nn::group_norm::GroupNorm;
 use super::nn::linear::Linear;
+use super::tensor::Tensor;
 use super::unet::resnet::{ResnetBlock, ResnetShape, Upsample};
-use candle_core::Tensor;
+use crate::profile::Work;
 use protocol::Site;
 use protocol::plan::{Ask, Stage};
 
@@ -103,10 +104,15 @@ impl VaeDecoder {
     }
 
     /// The first half, at the latent's resolution: all that has attention.
+    #[expect(clippy::cast_possible_truncation, reason = "the reference computes in f32")]
     fn to_middle(&self, latent: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         // 1. Undo the scaling that made the latent fit for diffusion.
-        let x = latent.affine(1.0 / self.config.scaling_factor, self.config.shift_factor)?;
-        let x = self.post_quant_conv.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(&x))?;
+        let (scale, shift) = (1.0 / self.config.scaling_factor, self.config.shift_factor);
+        let (scale, shift) = (scale as f32, shift as f32);
+        let mut x = latent.map(Work::Pointwise, |value| value * scale + shift)?;
+        if let Some(conv) = &self.post_quant_conv {
+            x = conv.forward(&x)?;
+        }
         // 2. Latent resolution.
         let x = self.conv_in.forward(&x, exchange)?;
         self.mid_block.forward(&x, exchange)
@@ -165,10 +171,10 @@ impl MidBlock {
     fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let mut x = self.first.forward(x, None, exchange)?;
         if let Some((norm, attention)) = &self.attention {
-            let (batch, rows, columns, channels) = x.dims4()?;
-            let tokens = x.reshape((batch, rows * columns, channels))?;
+            let [batch, rows, columns, channels] = x.sizes()?;
+            let tokens = x.reshape([batch, rows * columns, channels])?;
             let mixed = attention.forward(&norm.forward(&tokens, exchange)?, &tokens, exchange)?;
-            x = mixed.reshape((batch, rows, columns, channels))?;
+            x = mixed.reshape([batch, rows, columns, channels])?;
         }
         self.last.forward(&x, None, exchange)
     }

@@ -7,8 +7,8 @@ use super::synchronous::{
 };
 use crate::kernels::Moment;
 use crate::model::Result;
-use crate::model::exchange::{Exchange, Halo, Moments};
-use candle_core::Tensor;
+use crate::model::exchange::{Exchange, Halo, Moments, Rows};
+use crate::model::tensor::Tensor;
 use protocol::job::Mode;
 use protocol::{Call, Site};
 
@@ -72,7 +72,7 @@ impl Exchange for Displaced<'_> {
         Ok(with_variance(self.mesh.gn_variance(), own, whole))
     }
 
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         watch_tokens(self.mesh, site, own)?;
         let all = receive_tokens(self.mesh, site, self.from, own)?;
         if self.posts {

@@ -47,6 +47,12 @@ impl Group {
         above * rows / own
     }
 
+    /// How many of a layer's rows, or tokens, each rank has if this one has `own`.
+    pub(super) fn of_all(&self, own: usize) -> impl Iterator<Item = usize> {
+        let rows = self.rows[self.own] as usize;
+        self.rows.iter().map(move |band| *band as usize * own / rows)
+    }
+
     /// How many times this rank's rows each peer's band has, in the order of [`Self::peers`].
     pub(super) fn rows_over_own(&self) -> Vec<f64> {
         let others = self.rows.iter().enumerate().filter(|(place, _)| *place != self.own);

@@ -1,14 +1,14 @@
 //! One rank's place among the others of a run: its links, what landed, what it waited.
 
-use super::arena::Arena;
 use super::drift::Drift;
 use super::group::Group;
+use super::slots::Slots;
 use super::wire;
+use crate::kernels::Arena;
 use crate::model::Result;
 use crate::model::exchange::Moments;
-use crate::model::nn::tensor;
+use crate::model::tensor::Tensor;
 use bytes::Bytes;
-use candle_core::Tensor;
 use protocol::job::{GnVariance, Mode, Wire};
 use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
 use protocol::transport::{Link, Links};
@@ -43,10 +43,12 @@ pub struct Mesh {
     wires: Vec<Wire>,
     gn_variance: GnVariance,
     peers: Vec<Peer>,
-    arena: Arena,
+    slots: Slots,
     own_moments: BTreeMap<Site, Moments>,
     drift: Option<Drift>,
     posted: Vec<u64>,
+    /// What was posted last for each site, to one peer and to another: its memory is used again.
+    sent: Vec<[Bytes; 2]>,
     riders: Vec<Vec<(Slot, Call, Bytes)>>,
     now: Call,
     keeps_all: bool,
@@ -116,8 +118,9 @@ impl Mesh {
             sites: sites.iter().map(|site| (site.ask, site.stage)).collect(),
             wires: sites.iter().map(|site| site.wire(plan.spec.wire)).collect(),
             gn_variance: plan.spec.gn_variance,
-            arena: Arena::new(peers.len(), sites.len()),
+            slots: Slots::new(peers.len(), sites.len()),
             posted: vec![0; sites.len()],
+            sent: vec![Default::default(); sites.len()],
             riders: vec![Vec::new(); plan.world_size()],
             now: Call(0),
             keeps_all: plan.spec.mode == Mode::NoSync,
@@ -247,7 +250,7 @@ impl Mesh {
         values: &[f32],
         needed: Needed,
     ) -> Result<()> {
-        let bytes = wire::encode(self.wire(site), site, values)?;
+        let bytes = self.encode(site, values)?;
         self.post_bytes(peer, site, call, bytes, needed)
     }
 
@@ -260,11 +263,21 @@ impl Mesh {
         needed: Needed,
     ) -> Result<()> {
         // Encoded once, and shared by all links.
-        let bytes = wire::encode(self.wire(site), site, values)?;
+        let bytes = self.encode(site, values)?;
         for peer in self.group(site).peers() {
             self.post_bytes(peer, site, call, bytes.clone(), needed)?;
         }
         Ok(())
+    }
+
+    fn encode(&mut self, site: Site, values: &[f32]) -> Result<Bytes> {
+        let wire = self.wire(site);
+        let sent = &mut self.sent[usize::from(site.0)];
+        // A rank between two others sends each something else in a call.
+        sent.swap(0, 1);
+        let bytes = wire::encode(wire, site, values, std::mem::take(&mut sent[0]))?;
+        sent[0] = bytes.clone();
+        Ok(bytes)
     }
 
     fn post_bytes(
@@ -306,7 +319,7 @@ impl Mesh {
         // A value of this call is read again by the next one, if that is displaced.
         let stays = call >= self.now || self.keeps_all;
         loop {
-            if let Some(bytes) = self.arena.consume(peer, site, call, stays) {
+            if let Some(bytes) = self.slots.consume(peer, site, call, stays) {
                 self.spent.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
                 return Ok(bytes);
             }
@@ -321,16 +334,18 @@ impl Mesh {
         }
     }
 
-    /// The rows that `peer` sent for `site` in `call`, [batch, rows, columns, channels].
+    /// The rows that `peer` sent for `site` in `call`, [batch, rows, columns, channels], in `arena`.
     pub(super) fn receive_rows(
         &mut self,
         peer: Rank,
         site: Site,
         call: Call,
-        shape: (usize, usize, usize, usize),
+        (arena, shape): (&Arena, [usize; 4]),
     ) -> Result<Tensor> {
         let bytes = self.receive(peer, site, call)?;
-        tensor(bytemuck::pod_collect_to_vec(&bytes[..]), shape)
+        let mut block = arena.take(shape.iter().product());
+        wire::decode(Wire::F32, &bytes, &mut block);
+        Tensor::of(block, shape)
     }
 
     /// Takes in whatever has landed; ready once something did.
@@ -344,7 +359,7 @@ impl Mesh {
                 match link.poll_landed(cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(landed)) => {
-                        self.arena.land(rank, landed.slot.site, landed.call, landed.bytes)?;
+                        self.slots.land(rank, landed.slot.site, landed.call, landed.bytes)?;
                     }
                     Poll::Ready(Err(error)) => *peer = Peer::Gone(Fault::from(&error)),
                 }
@@ -367,7 +382,7 @@ impl Mesh {
 /// Rows `from..from + count` of every image of `x` [batch, rows, columns, channels].
 pub(super) fn rows_of(
     values: &[f32],
-    (batch, rows, columns, channels): (usize, usize, usize, usize),
+    [batch, rows, columns, channels]: [usize; 4],
     from: usize,
     count: usize,
 ) -> Vec<f32> {

@@ -4,8 +4,7 @@
 
 use super::mesh::Mesh;
 use crate::model::Result;
-use crate::model::nn::{tensor, view};
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
 use protocol::plan::{Ask, Axis, Branch, Plan, Strip};
 use protocol::{Call, Fault, FaultKind, Rank};
 
@@ -15,7 +14,7 @@ use protocol::{Call, Fault, FaultKind, Rank};
 /// If the strip is not within `x`.
 pub fn cut(x: &Tensor, strip: Strip) -> Result<Tensor> {
     let Strip { axis, range } = strip;
-    Ok(x.narrow(dim(axis), to_usize(range.top), to_usize(range.rows))?.contiguous()?)
+    x.narrow(dim(axis), to_usize(range.top), to_usize(range.rows))
 }
 
 /// The whole image's predictions [1 or 2, rows, columns, channels], the negative's first, from the
@@ -27,11 +26,10 @@ pub fn join(mesh: &mut Mesh, plan: &Plan, rank: Rank, call: Call, own: &Tensor) 
     let no_strip = |rank| Fault::new(FaultKind::PlanMismatch, format!("{rank} has no strip"));
     let Strip { axis, .. } = plan.strip(rank, call).ok_or_else(|| no_strip(rank))?;
     let site = mesh.site_of(Ask::Strip(axis))?;
-    let values = view(own)?;
     for peer in plan.ranks().filter(|peer| *peer != rank) {
-        mesh.post(peer, site, call, &values)?;
+        mesh.post(peer, site, call, own.view())?;
     }
-    let (_, rows, columns, channels) = own.dims4()?;
+    let [_, rows, columns, channels] = own.sizes()?;
     let mut branches = Vec::new();
     for branch in [Branch::Whole, Branch::Negative, Branch::Prompt] {
         let mut strips = Vec::new();
@@ -46,17 +44,16 @@ pub fn join(mesh: &mut Mesh, plan: &Plan, rank: Rank, call: Call, own: &Tensor) 
             let Strip { range, .. } = plan.strip(peer, call).ok_or_else(|| no_strip(peer))?;
             let batch = to_usize(plan.batch(peer));
             let shape = match axis {
-                Axis::Rows => (batch, to_usize(range.rows), columns, channels),
-                Axis::Columns => (batch, rows, to_usize(range.rows), channels),
+                Axis::Rows => [batch, to_usize(range.rows), columns, channels],
+                Axis::Columns => [batch, rows, to_usize(range.rows), channels],
             };
-            let bytes = mesh.receive(peer, site, call)?;
-            strips.push(tensor(bytemuck::pod_collect_to_vec(&bytes[..]), shape)?);
+            strips.push(mesh.receive_rows(peer, site, call, (own.arena(), shape))?);
         }
         if !strips.is_empty() {
             branches.push(Tensor::cat(&strips, dim(axis))?);
         }
     }
-    Ok(Tensor::cat(&branches, 0)?.contiguous()?)
+    Tensor::cat(&branches, 0)
 }
 
 /// Of [batch, rows, columns, channels].

@@ -3,8 +3,7 @@
 
 use super::mesh::{Mesh, rows_of};
 use crate::model::Result;
-use crate::model::nn::view;
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
 use protocol::plan::{Ask, Band, Branch, Member, Plan, rows_sent};
 use protocol::{Call, Fault, FaultKind, Rank};
 
@@ -23,7 +22,7 @@ pub fn meet(mesh: &mut Mesh, plan: &Plan, rank: Rank, call: Call, own: Tensor) -
     send(mesh, place, &own)?;
     let other = Tensor::cat(&receive(mesh, place, &own)?, 1)?;
     let pair = if member.branch == Branch::Negative { [own, other] } else { [other, own] };
-    Ok(Tensor::cat(&pair, 0)?)
+    Tensor::cat(&pair, 0)
 }
 
 /// The latent rows [1, rows, columns, channels] that `rank` decodes, given those of its band.
@@ -42,7 +41,7 @@ pub fn to_decode(
     send(mesh, place, latent)?;
     if member.has_what_it_decodes() {
         let from = to_usize(member.decodes.top - member.band.top);
-        return Ok(latent.narrow(1, from, to_usize(member.decodes.rows))?.contiguous()?);
+        return latent.narrow(1, from, to_usize(member.decodes.rows));
     }
     let mut parts = receive(mesh, place, latent)?;
     // Its own rows, if it is one of those that report, belong between those of the ranks above and
@@ -53,7 +52,7 @@ pub fn to_decode(
         let above = above.filter(|peer| rows_sent(plan, Ask::Latent, *peer, rank).is_some());
         parts.insert(above.count(), own);
     }
-    Ok(Tensor::cat(&parts, 1)?.contiguous()?)
+    Tensor::cat(&parts, 1)
 }
 
 /// Plan, rank, call and site.
@@ -63,10 +62,10 @@ type Place<'a> = (&'a Plan, Rank, Call, Ask);
 fn send(mesh: &mut Mesh, (plan, rank, call, ask): Place<'_>, own: &Tensor) -> Result<()> {
     let site = mesh.site_of(ask)?;
     let band = member(plan, rank)?.band;
-    let (shape, values) = (own.dims4()?, view(own)?);
+    let shape = own.sizes()?;
     for peer in plan.ranks().filter(|peer| *peer != rank) {
         if let Some(Band { top, rows }) = rows_sent(plan, ask, rank, peer) {
-            let rows = rows_of(&values, shape, to_usize(top - band.top), to_usize(rows));
+            let rows = rows_of(own.view(), shape, to_usize(top - band.top), to_usize(rows));
             mesh.post(peer, site, call, &rows)?;
         }
     }
@@ -80,12 +79,12 @@ fn receive(
     own: &Tensor,
 ) -> Result<Vec<Tensor>> {
     let site = mesh.site_of(ask)?;
-    let (batch, _, columns, channels) = own.dims4()?;
+    let [batch, _, columns, channels] = own.sizes()?;
     let mut parts = Vec::new();
     for peer in plan.ranks().filter(|peer| *peer != rank) {
         if let Some(band) = rows_sent(plan, ask, peer, rank) {
-            let shape = (batch, to_usize(band.rows), columns, channels);
-            parts.push(mesh.receive_rows(peer, site, call, shape)?);
+            let shape = [batch, to_usize(band.rows), columns, channels];
+            parts.push(mesh.receive_rows(peer, site, call, (own.arena(), shape))?);
         }
     }
     Ok(parts)

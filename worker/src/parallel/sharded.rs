@@ -2,10 +2,12 @@
 //! their parts give. Every answer is of this call.
 
 use super::mesh::{Mesh, Needed};
+use super::wire::decode;
 use crate::model::Result;
-use crate::model::exchange::{Dense, Exchange, Halo, Moments, SumSites};
-use crate::model::nn::{tensor, view};
-use candle_core::Tensor;
+use crate::model::exchange::{Dense, Exchange, Halo, Moments, Rows, SumSites};
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
+use protocol::job::Wire;
 use protocol::plan::Shard;
 use protocol::{Call, Site};
 
@@ -32,14 +34,14 @@ impl Exchange for Sharded<'_> {
         Dense.moments(site, own)
     }
 
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         Dense.gather(site, own)
     }
 
     /// Each rank adds up its part of the result, in rank order, and sends it to the others: (n-1)/n of
     /// the result's size crosses twice, where everyone's summands to everyone would be n-1 times it.
     fn sum(&mut self, sites: SumSites, own: &Tensor) -> Result<Tensor> {
-        let values = view(own)?;
+        let values = own.view();
         let group = self.mesh.group(sites.summand).clone();
         let of = group.ranks().len();
         let part = |index| Shard { index, of }.range(values.len());
@@ -58,16 +60,17 @@ impl Exchange for Sharded<'_> {
             }
         }
         self.mesh.post_all(sites.sum, self.call, &sum, Needed::Now)?;
-        let mut out = Vec::with_capacity(values.len());
-        for (index, peer) in group.ranks().iter().enumerate() {
-            if index == group.own() {
-                out.extend_from_slice(&sum);
-            } else {
-                let part = self.mesh.receive(*peer, sites.sum, self.call)?;
-                out.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&part));
+        own.make(Work::Copy, own.shape(), |out| {
+            for (index, peer) in group.ranks().iter().enumerate() {
+                let out = &mut out[part(index)];
+                if index == group.own() {
+                    out.copy_from_slice(&sum);
+                } else {
+                    decode(Wire::F32, &self.mesh.receive(*peer, sites.sum, self.call)?, out);
+                }
             }
-        }
-        tensor(out, own.shape().clone())
+            Ok(())
+        })
     }
 }
 

@@ -1,13 +1,10 @@
 //! Every answer is of this call: peers' values are waited for.
 
 use super::mesh::{Mesh, Needed, rows_of};
-use super::wire::decode;
 use crate::kernels::Moment;
 use crate::model::Result;
-use crate::model::exchange::{Exchange, Halo, Moments};
-use crate::model::nn::{tensor, view};
-use bytes::Bytes;
-use candle_core::Tensor;
+use crate::model::exchange::{Exchange, Halo, Moments, Rows};
+use crate::model::tensor::Tensor;
 use protocol::job::GnVariance;
 use protocol::{Call, Rank, Site};
 
@@ -41,7 +38,7 @@ impl Exchange for Synchronous<'_> {
         Ok(with_variance(self.mesh.gn_variance(), own, merge(&all)))
     }
 
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         watch_tokens(self.mesh, site, own)?;
         post_tokens(self.mesh, (site, self.call, Needed::Now), own)?;
         receive_tokens(self.mesh, site, self.call, own)
@@ -49,11 +46,11 @@ impl Exchange for Synchronous<'_> {
 }
 
 pub(super) fn watch_edges(mesh: &mut Mesh, site: Site, x: &Tensor, rows: usize) -> Result<()> {
-    let shape = x.dims4()?;
-    mesh.watch(site, shape.3, |group| {
-        let (values, (above, below)) = (view(x)?, group.neighbours());
-        let first = above.map(|_| rows_of(&values, shape, 0, rows));
-        let last = below.map(|_| rows_of(&values, shape, shape.1 - rows, rows));
+    let shape = x.sizes()?;
+    mesh.watch(site, shape[3], |group| {
+        let (values, (above, below)) = (x.view(), group.neighbours());
+        let first = above.map(|_| rows_of(values, shape, 0, rows));
+        let last = below.map(|_| rows_of(values, shape, shape[1] - rows, rows));
         Ok([first, last].into_iter().flatten().flatten().collect())
     })
 }
@@ -68,7 +65,7 @@ pub(super) fn watch_moments(mesh: &mut Mesh, site: Site, own: &Moments) -> Resul
 }
 
 pub(super) fn watch_tokens(mesh: &mut Mesh, site: Site, own: &Tensor) -> Result<()> {
-    mesh.watch(site, own.dim(2)?, |_| Ok(view(own)?.to_vec()))
+    mesh.watch(site, own.dim(2)?, |_| Ok(own.view().to_vec()))
 }
 
 /// For what site, of which call, and when the peers need it.
@@ -81,14 +78,13 @@ pub(super) fn post_edges(
     x: &Tensor,
     rows: usize,
 ) -> Result<()> {
-    let shape = x.dims4()?;
-    let values = view(x)?;
+    let shape = x.sizes()?;
     let (above, below) = mesh.group(site).neighbours();
     if let Some(above) = above {
-        mesh.post_when(above, site, call, &rows_of(&values, shape, 0, rows), needed)?;
+        mesh.post_when(above, site, call, &rows_of(x.view(), shape, 0, rows), needed)?;
     }
     if let Some(below) = below {
-        let last = rows_of(&values, shape, shape.1 - rows, rows);
+        let last = rows_of(x.view(), shape, shape[1] - rows, rows);
         mesh.post_when(below, site, call, &last, needed)?;
     }
     Ok(())
@@ -102,12 +98,12 @@ pub(super) fn receive_edges(
     x: &Tensor,
     rows: usize,
 ) -> Result<Halo> {
-    let (batch, own_rows, columns, channels) = x.dims4()?;
-    let shape = (batch, rows, columns, channels);
-    let first_row = mesh.group(site).first_row(own_rows);
+    let first_row = mesh.group(site).first_row(x.dim(1)?);
     let (above, below) = mesh.group(site).neighbours();
-    let mut take = |peer: Option<Rank>| {
-        peer.map(|peer| mesh.receive_rows(peer, site, call, shape)).transpose()
+    let mut take = |peer: Option<Rank>| -> Result<Option<Rows>> {
+        let Some(peer) = peer else { return Ok(None) };
+        let bytes = mesh.receive(peer, site, call)?;
+        Ok(Some(Rows::landed(rows, mesh.wire(site), bytes)))
     };
     Ok(Halo { first_row, above: take(above)?, below: take(below)? })
 }
@@ -179,40 +175,26 @@ pub(super) fn post_tokens(
     (site, call, needed): Place,
     own: &Tensor,
 ) -> Result<()> {
-    let values = view(own)?;
-    mesh.post_all(site, call, &values, needed)
+    mesh.post_all(site, call, own.view(), needed)
 }
 
-/// All tokens in rank order, the peers' as of `call`.
+/// All tokens in rank order, the peers' as of `call`, where they landed.
 pub(super) fn receive_tokens(
     mesh: &mut Mesh,
     site: Site,
     call: Call,
     own: &Tensor,
-) -> Result<Tensor> {
-    let (batch, _, channels) = own.dims3()?;
-    let values = view(own)?;
-    let mut parts: Vec<Bytes> = Vec::new();
+) -> Result<Vec<Rows>> {
+    let [batch, _, channels] = own.sizes()?;
+    let wire = mesh.wire(site);
+    let token_bytes = batch * channels * wire.bytes();
+    let mut parts = Vec::new();
     for peer in mesh.group(site).peers() {
-        parts.push(mesh.receive(peer, site, call)?);
+        let bytes = mesh.receive(peer, site, call)?;
+        parts.push(Rows::landed(bytes.len() / token_bytes, wire, bytes));
     }
-    let (wire, place) = (mesh.wire(site), mesh.group(site).own());
-    let value_bytes = wire.bytes();
-    let total = values.len() + parts.iter().map(|part| part.len() / value_bytes).sum::<usize>();
-    let mut out = Vec::with_capacity(total);
-    for image in 0..batch {
-        let part_of = |len: usize| image * len / batch..(image + 1) * len / batch;
-        for (number, part) in parts.iter().enumerate() {
-            if number == place {
-                out.extend_from_slice(&values[part_of(values.len())]);
-            }
-            decode(wire, &part[part_of(part.len())], &mut out);
-        }
-        if place == parts.len() {
-            out.extend_from_slice(&values[part_of(values.len())]);
-        }
-    }
-    tensor(out, (batch, total / batch / channels, channels))
+    parts.insert(mesh.group(site).own(), Rows::own(own, 1)?);
+    Ok(parts)
 }
 
 #[cfg(test)]

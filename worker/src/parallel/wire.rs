@@ -1,58 +1,58 @@
 //! The type in which values cross. Arithmetic is f32 at either end.
 
-use bytemuck::{NoUninit, cast_slice, pod_collect_to_vec};
-use bytes::Bytes;
+use bytemuck::{Pod, cast_slice, pod_collect_to_vec};
+use bytes::{Bytes, BytesMut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use protocol::job::Wire;
 use protocol::{Fault, FaultKind, Site};
 
-/// `values` as they cross.
+/// Values rounded at a time.
+const CHUNK: usize = 1024;
+
+/// `values` as they cross, in the memory of `old` if nobody reads that any more.
 ///
 /// # Errors
 /// If one is larger than the type holds: infinities would spread over the whole image.
-pub(super) fn encode(wire: Wire, site: Site, values: &[f32]) -> Result<Bytes, Fault> {
+pub(super) fn encode(wire: Wire, site: Site, values: &[f32], old: Bytes) -> Result<Bytes, Fault> {
+    let mut out = old.try_into_mut().unwrap_or_default();
+    out.clear();
+    out.reserve(values.len() * wire.bytes());
     match wire {
-        Wire::F32 => Ok(Bytes::copy_from_slice(cast_slice(values))),
-        Wire::Bf16 => {
-            let mut out = vec![bf16::ZERO; values.len()];
-            out.convert_from_f32_slice(values);
-            Ok(Bytes::from_owner(Values(out)))
-        }
+        Wire::F32 => out.extend_from_slice(cast_slice(values)),
+        Wire::Bf16 => round::<bf16>(values, &mut out),
         Wire::F16 => {
-            let mut out = vec![f16::ZERO; values.len()];
-            out.convert_from_f32_slice(values);
-            if let Some(at) = out.iter().position(|value| value.is_infinite()) {
+            if let Some(value) = values.iter().find(|value| f16::from_f32(**value).is_infinite()) {
                 let cause = format!(
-                    "the value {} at {site} is too large for --wire f16 (at most {}): use bf16 or f32",
-                    values[at],
+                    "the value {value} at {site} is too large for --wire f16 (at most {}): use bf16 or f32",
                     f16::MAX
                 );
                 return Err(Fault::new(FaultKind::Compute, cause));
             }
-            Ok(Bytes::from_owner(Values(out)))
+            round::<f16>(values, &mut out);
         }
     }
+    Ok(out.freeze())
 }
 
-/// Values that are sent from where they lie.
-struct Values<T>(Vec<T>);
-
-impl<T: NoUninit> AsRef<[u8]> for Values<T> {
-    fn as_ref(&self) -> &[u8] {
-        cast_slice(&self.0)
+fn round<T: Pod>(values: &[f32], out: &mut BytesMut)
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut rounded = [T::zeroed(); CHUNK];
+    for values in values.chunks(CHUNK) {
+        let rounded = &mut rounded[..values.len()];
+        rounded.convert_from_f32_slice(values);
+        out.extend_from_slice(cast_slice(rounded));
     }
 }
 
-/// Adds what `bytes` stand for to `out`.
-pub(super) fn decode(wire: Wire, bytes: &[u8], out: &mut Vec<f32>) {
-    let from = out.len();
-    out.resize(from + bytes.len() / wire.bytes(), 0.0);
-    let room = &mut out[from..];
+/// Writes what `bytes` stand for to `out`.
+pub(super) fn decode(wire: Wire, bytes: &[u8], out: &mut [f32]) {
     match wire {
-        Wire::F32 => bytemuck::cast_slice_mut(room).copy_from_slice(bytes),
-        Wire::F16 => pod_collect_to_vec::<u8, f16>(bytes).convert_to_f32_slice(room),
-        Wire::Bf16 => pod_collect_to_vec::<u8, bf16>(bytes).convert_to_f32_slice(room),
+        Wire::F32 => bytemuck::cast_slice_mut(out).copy_from_slice(bytes),
+        Wire::F16 => pod_collect_to_vec::<u8, f16>(bytes).convert_to_f32_slice(out),
+        Wire::Bf16 => pod_collect_to_vec::<u8, bf16>(bytes).convert_to_f32_slice(out),
     }
 }
 
@@ -64,20 +64,31 @@ mod tests {
     fn values_cross_rounded_to_the_types_precision() {
         let values: Vec<f32> = (-40..40).map(|step| 1.1_f32.powi(step)).collect();
         for (wire, precision) in [(Wire::F32, 0.0), (Wire::F16, 5e-4), (Wire::Bf16, 4e-3)] {
-            let bytes = encode(wire, Site(3), &values).unwrap();
+            let bytes = encode(wire, Site(3), &values, Bytes::new()).unwrap();
             assert_eq!(bytes.len(), values.len() * wire.bytes());
-            let mut back = vec![7.0];
+            let mut back = vec![7.0; values.len()];
             decode(wire, &bytes, &mut back);
-            for (got, want) in back[1..].iter().zip(&values) {
+            for (got, want) in back.iter().zip(&values) {
                 assert!((got / want - 1.0).abs() <= precision, "{wire}: {got} of {want}");
             }
         }
     }
 
     #[test]
+    fn memory_that_nobody_reads_is_used_again() {
+        let first = encode(Wire::Bf16, Site(0), &[1.0; 3000], Bytes::new()).unwrap();
+        let (place, held) = (first.as_ptr(), first.clone());
+        let second = encode(Wire::Bf16, Site(0), &[2.0; 3000], first).unwrap();
+        assert_ne!(second.as_ptr(), place);
+        drop(second);
+        let third = encode(Wire::Bf16, Site(0), &[3.0; 3000], held).unwrap();
+        assert_eq!((third.as_ptr(), third.len()), (place, 6000));
+    }
+
+    #[test]
     fn what_f16_cannot_hold_is_named() {
-        let fault = encode(Wire::F16, Site(3), &[1.0, 7e4]).unwrap_err();
+        let fault = encode(Wire::F16, Site(3), &[1.0, 7e4], Bytes::new()).unwrap_err();
         assert!(fault.cause.contains("70000 at site 3"), "{fault}");
-        assert!(encode(Wire::Bf16, Site(3), &[7e4]).is_ok());
+        assert!(encode(Wire::Bf16, Site(3), &[7e4], Bytes::new()).is_ok());
     }
 }

@@ -2,28 +2,35 @@
 
 use super::linear::Linear;
 use super::shard::Sum;
-use super::{Loader, Result, tensor, view};
-use crate::kernels::{self, Heads, Isa, Strided};
-use crate::model::exchange::Exchange;
-use candle_core::Tensor;
+use super::{Loader, Result};
+use crate::kernels::{self, Heads, Isa, Keys};
+use crate::model::exchange::{Exchange, Rows};
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::Site;
 use protocol::plan::{Ask, Shard};
 
-/// Attention of `q` [batch, queries, channels] over `kv` [batch, keys, 2 x channels]: each token's
-/// keys, then its values.
+/// Attention of `q` [batch, queries, channels] over `kv`, parts of [batch, keys, 2 x channels]: each
+/// token's keys, then its values.
 ///
 /// # Errors
-/// If a tensor is not contiguous or not of that shape.
-pub fn attend(q: &Tensor, kv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
-    let (batch, queries, channels) = q.dims3()?;
-    let keys = kv.dim(1)?;
-    let mut out = vec![0.0; q.elem_count()];
-    let values = view(kv)?;
-    let shape = Heads { batch, heads, head_dim: channels / heads, queries, keys, causal };
-    let k = Strided { values: &values, row_stride: 2 * channels };
-    let v = Strided { values: &values[channels..], row_stride: 2 * channels };
-    kernels::attention(Isa::best(), &mut out, &view(q)?, k, v, &shape);
-    tensor(out, (batch, queries, channels))
+/// If a tensor is not of that shape.
+pub fn attend(q: &Tensor, kv: &[Rows], heads: usize, causal: bool) -> Result<Tensor> {
+    let [batch, queries, channels] = q.sizes()?;
+    let shape = Heads { batch, heads, head_dim: channels / heads, queries, causal };
+    q.make(Work::Attention, q.shape(), |out| {
+        let parts: Vec<Keys<'_>> = kv
+            .iter()
+            .map(|rows| Keys {
+                keys: rows.values(),
+                values: rows.values().from(channels),
+                rows: rows.count(),
+                row_stride: 2 * channels,
+            })
+            .collect();
+        kernels::attention(Isa::best(), out, q.view(), &parts, &shape);
+        Ok(())
+    })
 }
 
 /// Self-attention of a band's tokens over the whole image's.
@@ -128,7 +135,7 @@ impl CrossAttention {
         text_kv: &Tensor,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
-        self.0.attend(x, text_kv, residual, exchange)
+        self.0.attend(x, &[Rows::own(text_kv, 1)?], residual, exchange)
     }
 }
 
@@ -187,7 +194,7 @@ impl Projections {
     fn attend(
         &self,
         x: &Tensor,
-        kv: &Tensor,
+        kv: &[Rows],
         residual: &Tensor,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {

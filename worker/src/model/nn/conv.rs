@@ -1,10 +1,11 @@
 //! Convolutions over a band: the rows beyond its edges come through the exchange.
 
 use super::linear::Finish;
-use super::{Loader, Result, tensor, view};
+use super::{Loader, Result};
 use crate::kernels::{self, Band, Epilogue, Isa, Method};
-use crate::model::exchange::Exchange;
-use candle_core::Tensor;
+use crate::model::exchange::{Exchange, Rows};
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::Site;
 use protocol::plan::{Ask, Stage};
 use std::ops::Range;
@@ -99,38 +100,34 @@ impl Conv3x3 {
         finish: Finish<'_>,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
-        let (batch, rows, columns, channels) = x.dims4()?;
+        let [batch, rows, columns, channels] = x.sizes()?;
         let halo = exchange.halo(self.site, x, 1)?;
-        let above = halo.above.as_ref().map(view).transpose()?;
-        let below = halo.below.as_ref().map(view).transpose()?;
-        let body = view(x)?;
         let band = Band {
             batch,
             rows,
             first_row: halo.first_row,
             width: columns,
             channels,
-            body: &body,
-            above: above.as_deref().unwrap_or_default(),
-            below: below.as_deref().unwrap_or_default(),
+            body: x.view(),
+            above: halo.above.as_ref().map_or(Ok(&[][..]), Rows::exact)?,
+            below: halo.below.as_ref().map_or(Ok(&[][..]), Rows::exact)?,
         };
-        let (rows, columns) = (rows.div_ceil(self.stride), columns.div_ceil(self.stride));
-        let mut out = vec![0.0; batch * rows * columns * self.outputs];
-        let bias = self.bias_with(shift)?;
-        let residual = finish.residual.map(view).transpose()?;
+        let bias = shift.map(|shift| self.bias_with(shift));
         let epilogue = Epilogue {
             bias: Some(bias.as_deref().unwrap_or(&self.bias)),
             activation: finish.activation,
-            residual: residual.as_deref(),
+            residual: finish.residual.map(Tensor::view),
         };
-        kernels::conv2d(Isa::best(), &mut out, &band, &self.weight, &epilogue);
-        tensor(out, (batch, rows, columns, self.outputs))
+        let (rows, columns) = (rows.div_ceil(self.stride), columns.div_ceil(self.stride));
+        x.make(Work::Convolution, [batch, rows, columns, self.outputs], |out| {
+            kernels::conv2d(Isa::best(), out, &band, &self.weight, &epilogue);
+            Ok(())
+        })
     }
 
-    /// The bias of each image of the batch, if they differ.
-    fn bias_with(&self, shift: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
-        let Some(shift) = shift else { return Ok(None) };
-        let shift = view(shift)?;
-        Ok(Some(shift.iter().zip(self.bias.iter().cycle()).map(|(one, two)| one + two).collect()))
+    /// The bias of each image of the batch.
+    fn bias_with(&self, shift: &Tensor) -> Vec<f32> {
+        let biases = self.bias.iter().cycle();
+        shift.view().iter().zip(biases).map(|(one, two)| one + two).collect()
     }
 }

@@ -3,7 +3,7 @@
 use super::linear::{Finish, Linear};
 use super::{Loader, Result};
 use crate::kernels::Activation;
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
 
 /// Sinusoidal embedding, as diffusers' `get_timestep_embedding`.
 #[derive(Clone, Copy, Debug)]

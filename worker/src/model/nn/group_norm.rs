@@ -1,9 +1,10 @@
 //! Group normalisation over the whole image: a band's statistics are merged through the exchange.
 
-use super::{Loader, Result, tensor, view};
-use crate::kernels::{self, Isa};
+use super::{Loader, Result};
+use crate::kernels::{self, Isa, Moment};
 use crate::model::exchange::{Exchange, Moments};
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
+use crate::profile::{self, Work};
 use protocol::Site;
 use protocol::plan::Ask;
 use std::ops::Range;
@@ -81,14 +82,19 @@ impl GroupNorm {
     fn apply(&self, x: &Tensor, silu: bool, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let batch = x.dim(0)?;
         let channels = self.weight.len();
-        let values = view(x)?;
-        let groups = kernels::group_moments(Isa::best(), &values, batch, self.groups, channels);
+        let groups = if x.is_planned() {
+            vec![Moment::default(); batch * self.groups]
+        } else {
+            let _timed = profile::span(Work::Norm);
+            kernels::group_moments(Isa::best(), x.view(), batch, self.groups, channels)
+        };
         let count = as_f64(x.elem_count() / (batch * self.groups));
         let whole = exchange.moments(self.site, &Moments { count, groups })?;
         let (scale, shift) = self.scale_and_shift(&whole);
-        let mut out = vec![0.0; values.len()];
-        kernels::group_norm(Isa::best(), &mut out, &values, batch, &scale, &shift, silu);
-        tensor(out, x.shape().clone())
+        x.make(Work::Norm, x.shape(), |out| {
+            kernels::group_norm(Isa::best(), out, x.view(), batch, &scale, &shift, silu);
+            Ok(())
+        })
     }
 
     /// Per image and channel: `y = x * scale + shift`.

@@ -1,8 +1,9 @@
 //! Layer normalisation over the last dimension.
 
-use super::{Loader, Result, tensor, view};
+use super::{Loader, Result};
 use crate::kernels::{self, Isa};
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 
 /// Layer normalisation.
 #[derive(Clone, Debug)]
@@ -28,8 +29,9 @@ impl LayerNorm {
     /// # Errors
     /// If `x` is not a contiguous tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mut out = vec![0.0; x.elem_count()];
-        kernels::layer_norm(Isa::best(), &mut out, &view(x)?, &self.weight, &self.bias, self.eps);
-        tensor(out, x.shape().clone())
+        x.make(Work::Norm, x.shape(), |out| {
+            kernels::layer_norm(Isa::best(), out, x.view(), &self.weight, &self.bias, self.eps);
+            Ok(())
+        })
     }
 }

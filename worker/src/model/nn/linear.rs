@@ -1,9 +1,10 @@
 //! Linear layers, on weights packed once at load.
 
-use super::{Loader, Result, tensor, view, with_last};
+use super::{Loader, Result};
 use crate::kernels::{self, Activation, Arithmetic, Epilogue, Isa, Packed};
+use crate::model::tensor::Tensor;
 use crate::model::weights::Values;
-use candle_core::Tensor;
+use crate::profile::Work;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -105,16 +106,15 @@ impl Linear {
     /// # Errors
     /// If `x` or the residual is not a contiguous tensor of the right shape.
     pub fn forward_with(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
-        let rows = x.elem_count() / self.weight.depth();
-        let mut out = vec![0.0; rows * self.weight.outputs()];
-        let residual = finish.residual.map(view).transpose()?;
         let epilogue = Epilogue {
             bias: self.bias.as_deref(),
             activation: finish.activation,
-            residual: residual.as_deref(),
+            residual: finish.residual.map(Tensor::view),
         };
-        kernels::linear(Isa::best(), &mut out, &view(x)?, &self.weight, &epilogue);
-        tensor(out, with_last(x, self.weight.outputs()))
+        x.make(Work::Linear, x.with_last(self.weight.outputs()), |out| {
+            kernels::linear(Isa::best(), out, x.view(), &self.weight, &epilogue);
+            Ok(())
+        })
     }
 }
 
@@ -165,10 +165,10 @@ impl Geglu {
     /// # Errors
     /// If `x` is not a contiguous tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let rows = x.elem_count() / self.weight.depth();
-        let mut out = vec![0.0; rows * self.inner];
-        kernels::geglu(Isa::best(), &mut out, &view(x)?, &self.weight, Some(&self.bias));
-        tensor(out, with_last(x, self.inner))
+        x.make(Work::Linear, x.with_last(self.inner), |out| {
+            kernels::geglu(Isa::best(), out, x.view(), &self.weight, Some(&self.bias));
+            Ok(())
+        })
     }
 }
 

@@ -5,7 +5,7 @@ use super::linear::Finish;
 use super::{Loader, Result};
 use crate::kernels::Activation;
 use crate::model::exchange::{Exchange, SumSites};
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
 use protocol::plan::{Ask, Shard};
 
 /// The end of a layer that may be divided. A whole layer's is no work.
@@ -42,9 +42,9 @@ impl Sum {
     /// If `x` has no dimensions.
     pub fn cut(&self, x: &Tensor) -> Result<Tensor> {
         let Some(shard) = self.shard else { return Ok(x.clone()) };
-        let last = x.rank() - 1;
+        let last = x.dims().len() - 1;
         let channels = shard.range(x.dim(last)?);
-        Ok(x.narrow(last, channels.start, channels.len())?.contiguous()?)
+        x.narrow(last, channels.start, channels.len())
     }
 
     /// What all parts give together, of which this one gives `own`.

@@ -6,8 +6,9 @@ use super::transformer::{Transformer, TransformerShape};
 use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
-use crate::model::nn::{Loader, tensor, view};
-use candle_core::Tensor;
+use crate::model::nn::Loader;
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::plan::Shard;
 
 /// What a block needs besides its input.
@@ -303,9 +304,9 @@ impl UpBlock {
 
 /// Two images' channels side by side.
 fn beside(x: &Tensor, skip: &Tensor) -> Result<Tensor> {
-    let (batch, rows, columns, first) = x.dims4()?;
-    let second = skip.dim(3)?;
-    let mut out = vec![0.0; batch * rows * columns * (first + second)];
-    kernels::concat_channels(&mut out, &view(x)?, first, &view(skip)?, second);
-    tensor(out, (batch, rows, columns, first + second))
+    let (first, second) = (x.dim(3)?, skip.dim(3)?);
+    x.make(Work::Copy, x.with_last(first + second), |out| {
+        kernels::concat_channels(out, x.view(), first, skip.view(), second);
+        Ok(())
+    })
 }

@@ -3,12 +3,13 @@
 use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
+use crate::model::nn::Loader;
 use crate::model::nn::conv::Conv3x3;
 use crate::model::nn::group_norm::GroupNorm;
 use crate::model::nn::linear::{Finish, Linear};
 use crate::model::nn::shard::Sum;
-use crate::model::nn::{Loader, tensor, view};
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::plan::Shard;
 
 /// `ResnetBlock2D`.
@@ -201,10 +202,11 @@ impl Upsample {
     /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let x = self.sum.cut(x)?;
-        let (batch, rows, columns, channels) = x.dims4()?;
-        let mut out = vec![0.0; 4 * x.elem_count()];
-        kernels::upsample2x_nearest(&mut out, &view(&x)?, batch, rows, columns, channels);
-        let doubled = tensor(out, (batch, 2 * rows, 2 * columns, channels))?;
+        let [batch, rows, columns, channels] = x.sizes()?;
+        let doubled = x.make(Work::Copy, [batch, 2 * rows, 2 * columns, channels], |out| {
+            kernels::upsample2x_nearest(out, x.view(), batch, rows, columns, channels);
+            Ok(())
+        })?;
         let out = self.conv.forward(&doubled, exchange)?;
         self.sum.over(out, exchange)
     }

@@ -9,7 +9,7 @@ use crate::model::nn::group_norm::GroupNorm;
 use crate::model::nn::layer_norm::LayerNorm;
 use crate::model::nn::linear::{Finish, Geglu, Linear};
 use crate::model::nn::shard::Sum;
-use candle_core::Tensor;
+use crate::model::tensor::Tensor;
 use protocol::plan::Shard;
 
 /// Epsilon of the group norm before a transformer, fixed in diffusers.
@@ -96,8 +96,8 @@ impl Transformer {
         text_kv: &mut impl Iterator<Item = &'t Tensor>,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
-        let (batch, rows, columns, channels) = x.dims4()?;
-        let residual = x.reshape((batch, rows * columns, channels))?;
+        let [batch, rows, columns, channels] = x.sizes()?;
+        let residual = x.reshape([batch, rows * columns, channels])?;
         let mut hidden = self.proj_in.forward(&self.norm.forward(&residual, exchange)?)?;
         for block in &self.transformer_blocks {
             let text_kv = text_kv.next().expect("text_kv() gives one tensor for each block");
@@ -105,7 +105,7 @@ impl Transformer {
         }
         let finish = Finish { activation: Activation::None, residual: Some(&residual) };
         let hidden = self.proj_out.forward_with(&hidden, finish)?;
-        Ok(hidden.reshape((batch, rows, columns, channels))?)
+        hidden.reshape([batch, rows, columns, channels])
     }
 }
 

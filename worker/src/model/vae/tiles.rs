@@ -9,9 +9,9 @@
 use super::VaeDecoder;
 use super::config::VaeConfig;
 use crate::model::Result;
-use crate::model::exchange::{Dense, Exchange, Halo, Moments};
-use crate::model::nn::{tensor, view};
-use candle_core::Tensor;
+use crate::model::exchange::{Dense, Exchange, Halo, Moments, Rows};
+use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::Site;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -46,10 +46,10 @@ impl VaeDecoder {
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
         let middle = self.to_middle(latent, exchange)?;
-        let (_, rows, columns, channels) = middle.dims4()?;
-        let tokens = middle.reshape((1, rows * columns, channels))?;
-        let whole = exchange.gather(self.middle, &tokens)?;
-        let whole = whole.reshape((1, whole.dim(1)? / columns, columns, channels))?;
+        let [_, rows, columns, channels] = middle.sizes()?;
+        let tokens = middle.reshape([1, rows * columns, channels])?;
+        let whole = Rows::joined(&exchange.gather(self.middle, &tokens)?, &tokens)?;
+        let whole = whole.reshape([1, whole.dim(1)? / columns, columns, channels])?;
         let mut small = Statistics::default();
         self.to_image(in_small(&whole)?, &mut small)?;
         self.tiles(&whole, top..top + rows, small)
@@ -57,19 +57,22 @@ impl VaeDecoder {
 
     /// The image of some rows of `whole`, which the first half gave.
     fn tiles(&self, whole: &Tensor, rows: Range<usize>, small: Statistics) -> Result<Tensor> {
-        let (_, height, width, _) = whole.dims4()?;
+        let [_, height, width, _] = whole.sizes()?;
         let (factor, reach) = (self.config.factor(), self.config.reach());
         let mut known = Known(small);
-        let mut image = vec![0.0; rows.len() * width * factor * factor * 3];
+        let mut image = whole.arena().take(rows.len() * width * factor * factor * 3);
         for top in rows.clone().step_by(TILE) {
             for left in (0..width).step_by(TILE) {
                 let (down, across) = (top..rows.end.min(top + TILE), left..width.min(left + TILE));
                 let [around, beside] = [(&down, height), (&across, width)]
                     .map(|(own, all)| own.start.saturating_sub(reach)..all.min(own.end + reach));
                 let x = whole.narrow(1, around.start, around.len())?;
-                let x = x.narrow(2, beside.start, beside.len())?.contiguous()?;
+                let x = x.narrow(2, beside.start, beside.len())?;
                 let tile = self.to_image(x, &mut known)?;
-                let (tile, tile_row) = (view(&tile)?, beside.len() * factor * 3);
+                if tile.is_planned() {
+                    continue;
+                }
+                let (tile, tile_row) = (tile.view(), beside.len() * factor * 3);
                 for row in 0..down.len() * factor {
                     let from = ((down.start - around.start) * factor + row) * tile_row
                         + (across.start - beside.start) * factor * 3;
@@ -80,24 +83,22 @@ impl VaeDecoder {
                 }
             }
         }
-        tensor(image, (1, rows.len() * factor, width * factor, 3))
+        Tensor::of(image, [1, rows.len() * factor, width * factor, 3])
     }
 }
 
 /// `x` [1, rows, columns, channels] with no more than a tile's rows and columns: every n-th of either.
 fn in_small(x: &Tensor) -> Result<Tensor> {
-    let (_, rows, columns, channels) = x.dims4()?;
+    let [_, rows, columns, channels] = x.sizes()?;
     let apart = rows.max(columns).div_ceil(TILE);
-    let values = view(x)?;
     let every = |count: usize| (apart / 2..count).step_by(apart);
-    let mut small = Vec::new();
-    for row in every(rows) {
-        for column in every(columns) {
-            let at = (row * columns + column) * channels;
-            small.extend_from_slice(&values[at..at + channels]);
+    x.make(Work::Copy, [1, every(rows).count(), every(columns).count(), channels], |small| {
+        let pixels = every(rows).flat_map(|row| every(columns).map(move |column| (row, column)));
+        for ((row, column), small) in pixels.zip(small.chunks_exact_mut(channels)) {
+            small.copy_from_slice(&x.view()[(row * columns + column) * channels..][..channels]);
         }
-    }
-    tensor(small, (1, every(rows).count(), every(columns).count(), channels))
+        Ok(())
+    })
 }
 
 /// Takes down the statistics of a whole, if small, image.
@@ -114,7 +115,7 @@ impl Exchange for Statistics {
         Ok(own.clone())
     }
 
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         Dense.gather(site, own)
     }
 }
@@ -132,7 +133,7 @@ impl Exchange for Known {
         Ok(self.0.0.get(&site).unwrap_or(own).clone())
     }
 
-    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Tensor> {
+    fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         Dense.gather(site, own)
     }
 }
@@ -140,6 +141,7 @@ impl Exchange for Known {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Arena;
     use crate::model::checkpoint::Checkpoint;
     use crate::model::files::ModelFiles;
     use protocol::job::Dtype;
@@ -156,7 +158,8 @@ mod tests {
             let (row, column) = ((pixel / columns) as f32, (pixel % columns) as f32);
             (row * 0.11 + channel).sin() + (column * 0.07 - channel * 0.5).cos()
         });
-        tensor(values.collect(), (1, rows, columns, channels)).unwrap()
+        let values: Vec<f32> = values.collect();
+        Tensor::new(&Arena::sized(0), &values, [1, rows, columns, channels]).unwrap()
     }
 
     #[test]
@@ -166,7 +169,7 @@ mod tests {
         let latent = waves(TILE, 40, vae.config().latent_channels);
         let whole = vae.decode(&latent, &mut Dense).unwrap();
         let tiled = vae.decode_in_tiles(&latent, 0, &mut Dense).unwrap();
-        assert_eq!(*view(&whole).unwrap(), *view(&tiled).unwrap());
+        assert_eq!(whole.view(), tiled.view());
     }
 
     /// With the same statistics, what is decoded in tiles is what is decoded at once: the tiles reach
@@ -184,8 +187,7 @@ mod tests {
         };
         let at_once = vae.to_image(middle.clone(), &mut Known(statistics())).unwrap();
         let tiled = vae.tiles(&middle, 0..70, statistics()).unwrap();
-        let pairs = [&at_once, &tiled].map(|image| view(image).unwrap().to_vec());
-        let apart = pairs[0].iter().zip(&pairs[1]).map(|(one, other)| (one - other).abs());
+        let apart = at_once.view().iter().zip(tiled.view()).map(|(one, other)| (one - other).abs());
         let largest = apart.fold(0.0, f32::max);
         assert!(largest < 1e-4, "the tiles differ by {largest}");
     }
@@ -195,6 +197,6 @@ mod tests {
         let small = in_small(&waves(130, 65, 2)).unwrap();
         assert_eq!(small.dims(), [1, 43, 22, 2]);
         let small = in_small(&waves(20, TILE, 3)).unwrap();
-        assert_eq!(*view(&small).unwrap(), *view(&waves(20, TILE, 3)).unwrap());
+        assert_eq!(small.view(), waves(20, TILE, 3).view());
     }
 }

@@ -5,7 +5,7 @@ use protocol::{Call, Fault, FaultKind, Rank, Site};
 
 /// The landed values of every slot of a run.
 #[derive(Debug)]
-pub(super) struct Arena {
+pub(super) struct Slots {
     sites: usize,
     versions: Vec<[Option<Version>; 2]>,
 }
@@ -16,7 +16,7 @@ struct Version {
     bytes: Bytes,
 }
 
-impl Arena {
+impl Slots {
     pub(super) fn new(ranks: usize, sites: usize) -> Self {
         Self { sites, versions: vec![[None, None]; ranks * sites] }
     }
@@ -74,37 +74,37 @@ mod tests {
 
     #[test]
     fn p2_a_newer_version_replaces_the_one_two_calls_older_only() {
-        let mut arena = Arena::new(2, 3);
+        let mut slots = Slots::new(2, 3);
         let (from, site) = (Rank(1), Site(2));
         for call in 0..3 {
-            arena.land(from, site, Call(call), Bytes::from(vec![0; call as usize])).unwrap();
+            slots.land(from, site, Call(call), Bytes::from(vec![0; call as usize])).unwrap();
         }
-        assert_eq!(arena.consume(from, site, Call(0), true), None);
-        assert_eq!(arena.consume(from, site, Call(1), true).unwrap().len(), 1);
-        assert_eq!(arena.consume(from, site, Call(2), true).unwrap().len(), 2);
-        assert_eq!(arena.consume(Rank(0), site, Call(2), true), None);
+        assert_eq!(slots.consume(from, site, Call(0), true), None);
+        assert_eq!(slots.consume(from, site, Call(1), true).unwrap().len(), 1);
+        assert_eq!(slots.consume(from, site, Call(2), true).unwrap().len(), 2);
+        assert_eq!(slots.consume(Rank(0), site, Call(2), true), None);
     }
 
     #[test]
     fn a_version_that_is_read_no_more_is_let_go() {
-        let mut arena = Arena::new(1, 1);
+        let mut slots = Slots::new(1, 1);
         let (from, site, buffer) = (Rank(0), Site(0), Bytes::from(vec![7; 64]));
-        arena.land(from, site, Call(0), buffer.clone()).unwrap();
+        slots.land(from, site, Call(0), buffer.clone()).unwrap();
         // A synchronous call's value is read by the next one, too.
-        assert!(arena.consume(from, site, Call(0), true).is_some());
-        arena.land(from, site, Call(1), Bytes::from(vec![8; 64])).unwrap();
+        assert!(slots.consume(from, site, Call(0), true).is_some());
+        slots.land(from, site, Call(1), Bytes::from(vec![8; 64])).unwrap();
         assert!(!buffer.is_unique(), "still to be read");
-        assert!(arena.consume(from, site, Call(0), false).is_some());
+        assert!(slots.consume(from, site, Call(0), false).is_some());
         assert!(buffer.is_unique(), "its memory may take call 2");
         // A synchronous call after it reads a newer value; the one between is never read.
-        arena.land(from, site, Call(2), buffer).unwrap();
-        assert!(arena.consume(from, site, Call(2), true).is_some());
-        assert_eq!(arena.consume(from, site, Call(1), true), None);
+        slots.land(from, site, Call(2), buffer).unwrap();
+        assert!(slots.consume(from, site, Call(2), true).is_some());
+        assert_eq!(slots.consume(from, site, Call(1), true), None);
     }
 
     #[test]
     fn a_site_that_does_not_exist_is_a_fault() {
-        let mut arena = Arena::new(2, 3);
-        assert!(arena.land(Rank(1), Site(3), Call(0), Bytes::new()).is_err());
+        let mut slots = Slots::new(2, 3);
+        assert!(slots.land(Rank(1), Site(3), Call(0), Bytes::new()).is_err());
     }
 }

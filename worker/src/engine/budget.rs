@@ -1,0 +1,64 @@
+//! How much memory a rank's activations take: its run, computed without values.
+
+use super::run;
+use crate::kernels::{Arena, Needed};
+use crate::model::Result;
+use crate::model::checkpoint::Checkpoint;
+use crate::model::tensor::Tensor;
+use crate::model::unet::UNet;
+use crate::parallel::{Planned, naive};
+use protocol::job::Decode;
+use protocol::plan::{Band, Plan};
+use protocol::{Call, Fault, FaultKind, Rank};
+
+/// Whole latents that are added for what is not planned: the few between calls, sent and received, and
+/// the gaps that they leave.
+const LATENTS: usize = 16;
+
+/// What the activations of `rank` in `plan`, whose network is `unet`, take at the most.
+pub(super) fn needed(
+    checkpoint: &Checkpoint,
+    unet: &UNet,
+    plan: &Plan,
+    rank: Rank,
+) -> Result<Needed> {
+    let missing = || Fault::new(FaultKind::PlanMismatch, format!("the plan has no {rank}"));
+    let member = plan.member(rank).ok_or_else(missing)?;
+    let arena = Arena::planning();
+    let [columns, channels] = [plan.geometry.columns, plan.geometry.channels].map(to_usize);
+    let rows_of = |band: Band, batch: u32| {
+        let shape = [to_usize(batch), to_usize(band.rows), columns, channels];
+        Tensor::of(arena.take(shape.iter().product()), shape)
+    };
+    // 1. The prompt, whose keys and values stay.
+    let texts = run::texts(checkpoint, plan, member.branch, &arena)?;
+    let texts: Vec<_> = texts.into_iter().map(|(_, text)| text).collect();
+    let conditioning = checkpoint.condition(unet, &texts, plan.spec.width, plan.spec.height)?;
+    drop(texts);
+    // 2. A call; strips of the naive mode are not alike in all calls.
+    let input = rows_of(member.band, plan.batch(rank))?;
+    for call in [0, 1].map(Call) {
+        let input = match plan.strip(rank, call) {
+            Some(strip) => naive::cut(&input, strip)?,
+            None => input.clone(),
+        };
+        unet.forward(&input, 0.0, &conditioning, &mut Planned::denoise(plan, rank))?;
+    }
+    drop(input);
+    // 3. The decode.
+    let latent = rows_of(member.decodes, 1)?;
+    let (vae, mut exchange) = (checkpoint.vae(), Planned::decode(plan, rank));
+    match plan.spec.decode {
+        Decode::Tiled => {
+            vae.decode_in_tiles(&latent, to_usize(member.decodes.top), &mut exchange)?
+        }
+        Decode::Auto | Decode::Whole => vae.decode(&latent, &mut exchange)?,
+    };
+    let needed = arena.needed();
+    let latent = to_usize(plan.geometry.rows) * columns * channels * size_of::<f32>();
+    Ok(Needed { arena: needed.arena + LATENTS * latent, ..needed })
+}
+
+fn to_usize(value: u32) -> usize {
+    usize::try_from(value).expect("this program needs at least 32-bit addresses")
+}
