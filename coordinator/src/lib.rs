@@ -12,3 +12,4 @@ pub mod launch;
 pub mod output;
 pub mod planner;
 pub mod probe;
+pub mod profile;

@@ -88,6 +88,7 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         wire: request.wire.unwrap_or(Wire::F32),
         decode: request.decode,
         probe: request.probe,
+        profile: request.profile,
     })
 }
 
@@ -310,6 +311,7 @@ pub(crate) mod tests {
             workers: None,
             stream_latents: false,
             probe: false,
+            profile: false,
         }
     }
 

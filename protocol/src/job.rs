@@ -318,6 +318,8 @@ pub struct JobRequest {
     pub stream_latents: bool,
     /// Whether ranks measure how far what they exchange moves from call to call.
     pub probe: bool,
+    /// Whether ranks tell where their time goes.
+    pub profile: bool,
 }
 
 /// A job with every value settled: what the workers render and the PNG records.
@@ -353,6 +355,8 @@ pub struct JobSpec {
     pub decode: Decode,
     /// Whether ranks measure how far what they exchange moves from call to call.
     pub probe: bool,
+    /// Whether ranks tell where their time goes.
+    pub profile: bool,
 }
 
 impl JobSpec {

@@ -152,6 +152,7 @@ impl Case {
             gn_variance: if self.n > 1 { GnVariance::Reference } else { GnVariance::Population },
             wire: Wire::F32,
             probe: false,
+            profile: false,
             decode: Decode::Whole,
         }
     }

@@ -1,27 +1,89 @@
-//! Where the compute thread's time goes.
+//! Where the compute thread's time goes, if that is asked for: stretches of work, taken down by the thread
+//! that starts and ends them.
 
-/// What a stretch of time was spent on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Work {
-    /// Convolutions.
-    Convolution,
-    /// Linear layers.
-    Linear,
-    /// Attention, without its projections.
-    Attention,
-    /// Group and layer norms, with what is fused into them.
-    Norm,
-    /// Activations and sums of their own.
-    Pointwise,
-    /// Values brought to another place.
-    Copy,
+pub use protocol::message::Work;
+
+use protocol::message::{Phase, Profile, Span};
+use std::cell::RefCell;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+thread_local! {
+    static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
 }
 
-/// A stretch that ends when this is dropped.
 #[derive(Debug)]
-pub struct Span;
+struct Recording {
+    since: Instant,
+    clock: SystemTime,
+    spans: Vec<Span>,
+}
 
-/// Begins a stretch of `work` on this thread.
-pub fn span(_work: Work) -> Span {
-    Span
+/// Takes down what this thread does from now on, until [`end`].
+pub fn begin() {
+    let recording =
+        Recording { since: Instant::now(), clock: SystemTime::now(), spans: Vec::new() };
+    RECORDING.set(Some(recording));
+}
+
+/// What this thread did since [`begin`], if that was called.
+#[must_use]
+pub fn end(phase: Phase, call: u32, displaced: bool) -> Option<Profile> {
+    let Recording { since, clock, spans } = RECORDING.take()?;
+    let start = clock.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (start_us, took_us) = (micros(start), micros(since.elapsed()));
+    Some(Profile { phase, call, displaced, start_us, took_us, spans })
+}
+
+/// Begins a stretch of `work`, which ends when the result is dropped. It must not begin inside another.
+#[must_use]
+pub fn span(work: Work) -> Stretch {
+    let began = RECORDING.with_borrow(|recording| recording.as_ref().map(|_| Instant::now()));
+    Stretch { work, began }
+}
+
+/// A stretch of work.
+#[derive(Debug)]
+pub struct Stretch {
+    work: Work,
+    /// None: nobody takes it down.
+    began: Option<Instant>,
+}
+
+impl Drop for Stretch {
+    fn drop(&mut self) {
+        let Some(began) = self.began else { return };
+        RECORDING.with_borrow_mut(|recording| {
+            let Some(recording) = recording else { return };
+            let start_us = small(began.saturating_duration_since(recording.since));
+            let took_us = small(began.elapsed());
+            recording.spans.push(Span { work: self.work, start_us, took_us });
+        });
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// More than an hour is an hour.
+fn small(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_asked_for_is_not_taken_down() {
+        drop(span(Work::Linear));
+        assert_eq!(end(Phase::Denoising, 0, false), None);
+        begin();
+        drop(span(Work::Linear));
+        drop(span(Work::Norm));
+        let profile = end(Phase::Denoising, 3, true).unwrap();
+        let works: Vec<Work> = profile.spans.iter().map(|span| span.work).collect();
+        assert_eq!(works, [Work::Linear, Work::Norm]);
+        assert_eq!(end(Phase::Denoising, 4, true), None);
+    }
 }

@@ -373,6 +373,7 @@ fn run_of(message: &ToCoordinator) -> Option<RunId> {
         | ToCoordinator::Entered { run, .. }
         | ToCoordinator::Stepped { run, .. }
         | ToCoordinator::Probed { run, .. }
+        | ToCoordinator::Profiled { run, .. }
         | ToCoordinator::Decoded { run, .. }
         | ToCoordinator::Failed { run, .. }
         | ToCoordinator::Aborted { run } => Some(*run),

@@ -1,5 +1,6 @@
 //! What `submit` shows while it waits: a bar on a terminal, lines in a pipe, JSON when asked.
 
+use crate::profile::Profiles;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::JobId;
 use protocol::job::JobSpec;
@@ -120,6 +121,19 @@ impl Progress {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Where the time went, and where more of it is written.
+    pub(super) fn profiled(&self, trace: &Path, profiles: &Profiles) -> io::Result<()> {
+        match &self.style {
+            Style::Quiet => Ok(()),
+            Style::Json => say(&json!({ "event": "profiled", "file": trace })),
+            Style::Bar(_) | Style::Lines => say(&format!(
+                "\n{}\n\n{}  when each did what: open it at ui.perfetto.dev",
+                profiles.table(),
+                trace.display()
+            )),
         }
     }
 }

@@ -106,6 +106,7 @@ impl RequestArgs {
             workers: local.or(self.workers),
             stream_latents,
             probe: false,
+            profile: false,
         }
     }
 }

@@ -4,9 +4,11 @@ use super::cluster::ClusterArgs;
 use super::progress::Progress;
 use super::request::RequestArgs;
 use crate::client::{Client, ClientError};
-use crate::output::{Latents, Parameters, check_writable, write_png};
+use crate::output::{Latents, Parameters, check_writable, write_png, write_whole};
+use crate::profile::Profiles;
 use anyhow::bail;
 use bytes::Bytes;
+use protocol::job::JobRequest;
 use protocol::message::{Event, ToClient};
 use protocol::plan::Geometry;
 use std::path::PathBuf;
@@ -25,6 +27,10 @@ pub(super) struct SubmitArgs {
     /// [calls, channels, rows, columns].
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
+    /// Print where the workers' time went, by kind of layer and by peer waited for, and write when they did
+    /// what: a trace that Perfetto (ui.perfetto.dev) and Chrome show.
+    #[arg(long, value_name = "FILE.json")]
+    profile: Option<PathBuf>,
     /// Print one JSON object per event.
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
@@ -49,7 +55,14 @@ fn check_outputs(arguments: &SubmitArgs) -> anyhow::Result<()> {
         bail!("--out and --save-latents are both {}: give two names", out.display());
     }
     check_writable(out)?;
-    arguments.save_latents.as_deref().map_or(Ok(()), check_writable)?;
+    if let Some(same) = arguments.profile.as_ref()
+        && [Some(out), arguments.save_latents.as_ref()].contains(&Some(same))
+    {
+        bail!("--profile {}: another output has that name; give each its own", same.display());
+    }
+    for path in [&arguments.save_latents, &arguments.profile] {
+        path.as_deref().map_or(Ok(()), check_writable)?;
+    }
     Ok(())
 }
 
@@ -58,6 +71,7 @@ fn check_outputs(arguments: &SubmitArgs) -> anyhow::Result<()> {
 struct Heard {
     started: Option<(Parameters, Geometry)>,
     latents: Latents,
+    profiles: Profiles,
 }
 
 async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
@@ -65,12 +79,17 @@ async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
     let mut client = Client::connect(address).await?;
     let local = arguments.cluster.local();
     let request = arguments.request.request(local, arguments.save_latents.is_some());
+    let request = JobRequest { profile: arguments.profile.is_some(), ..request };
     let (job, ahead) = client.submit(request).await?;
     progress.accepted(job, ahead)?;
     let mut heard = Heard::default();
     loop {
         let (message, payload) = client.next().await?;
         let ToClient::Event { event, .. } = message else { continue };
+        if let Event::Profiled { rank, profile } = event {
+            heard.profiles.add(rank, profile);
+            continue;
+        }
         match &event {
             Event::Failed { fault } => {
                 progress.event(&event)?;
@@ -82,7 +101,11 @@ async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
                 }
                 heard.write(arguments, &payload)?;
                 progress.event(&event)?;
-                return Ok(progress.written(&arguments.out, arguments.save_latents.as_deref())?);
+                progress.written(&arguments.out, arguments.save_latents.as_deref())?;
+                if let Some(path) = &arguments.profile {
+                    progress.profiled(path, &heard.profiles)?;
+                }
+                return Ok(());
             }
             Event::Started { spec, model, geometry, bands, .. } => {
                 let parameters = Parameters {
@@ -109,6 +132,10 @@ impl Heard {
         };
         if let Some(path) = &arguments.save_latents {
             self.latents.write(path, geometry)?;
+        }
+        if let Some(path) = &arguments.profile {
+            let trace = serde_json::to_vec(&self.profiles.trace())?;
+            write_whole(path, |file| file.write_all(&trace))?;
         }
         Ok(write_png(&arguments.out, pixels, parameters)?)
     }

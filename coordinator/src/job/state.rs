@@ -146,6 +146,9 @@ impl RunState {
             ToCoordinator::Probed { sites, .. } => {
                 Ok(Some((Event::Probed { rank: rank.0, sites }, Bytes::new())))
             }
+            ToCoordinator::Profiled { profile, .. } => {
+                Ok(Some((Event::Profiled { rank: rank.0, profile }, Bytes::new())))
+            }
             ToCoordinator::Decoded { waited_us, peak_bytes, .. } => {
                 self.ranks[rank.index()].peak_bytes = peak_bytes;
                 self.ranks[rank.index()].waited_us += waited_us;

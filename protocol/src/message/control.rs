@@ -1,5 +1,6 @@
 //! Messages between the coordinator and its workers and clients.
 
+use super::Profile;
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::job::{JobRequest, JobSpec, ModelCard};
@@ -113,6 +114,13 @@ pub enum ToCoordinator {
         run: RunId,
         /// Each site whose values are ever stale.
         sites: Vec<SiteReport>,
+    },
+    /// Where the time of a phase, or of a call, went in a run that asked for it.
+    Profiled {
+        /// The run it belongs to.
+        run: RunId,
+        /// Where it went.
+        profile: Profile,
     },
     /// The rows to decode are decoded. Payload: RGB bytes [rows, width, 3], 8 bits a channel.
     Decoded {
@@ -250,6 +258,13 @@ pub enum Event {
         rank: u16,
         /// Each site whose values are ever stale.
         sites: Vec<SiteReport>,
+    },
+    /// Where a rank's time went in a phase or a call, if the job asked for it.
+    Profiled {
+        /// The rank.
+        rank: u16,
+        /// Where it went.
+        profile: Profile,
     },
     /// The image is there. Payload: RGB bytes [height, width, 3], 8 bits a channel.
     Finished {

@@ -36,6 +36,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
             mode: Mode::Corrected,
             gn_variance: GnVariance::Population,
             probe: false,
+            profile: false,
             decode: Decode::Whole,
             wire: Wire::F32,
         },

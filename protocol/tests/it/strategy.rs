@@ -9,7 +9,8 @@ use protocol::job::{
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
-    PeerHello, Phase, Role, SiteReport, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+    PeerHello, Phase, Profile, Role, SiteReport, Span, ToClient, ToCoordinator, ToWorker, WaitView,
+    Work, WorkerView,
 };
 use protocol::plan::{Ask, Band, Branch, Digest, Geometry, Member, Plan, SiteSpec, Stage};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
@@ -83,6 +84,7 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 gn_variance,
                 wire: Wire::Bf16,
                 probe: warmup % 3 == 0,
+                profile: warmup % 7 == 0,
                 decode: Decode::Tiled,
             }
         },
@@ -114,6 +116,7 @@ fn request() -> impl Strategy<Value = JobRequest> {
             workers,
             stream_latents,
             probe: spec.probe,
+            profile: !spec.probe,
         },
     )
 }
@@ -172,6 +175,34 @@ fn plan() -> impl Strategy<Value = Plan> {
         .prop_map(|(run, spec, geometry, members)| Plan { run, spec, geometry, members })
 }
 
+fn profile() -> impl Strategy<Value = Profile> {
+    let work = prop_oneof![
+        Just(Work::Convolution),
+        Just(Work::Linear),
+        Just(Work::Attention),
+        Just(Work::Norm),
+        Just(Work::Pointwise),
+        Just(Work::Copy),
+        any::<u16>().prop_map(|rank| Work::Wait(Rank(rank))),
+    ];
+    let span = (work, any::<(u32, u32)>()).prop_map(|(work, (start_us, took_us))| Span {
+        work,
+        start_us,
+        took_us,
+    });
+    let spans = vec(span, 0..4);
+    (phase(), any::<(u32, bool, u64, u64)>(), spans).prop_map(
+        |(phase, (call, displaced, start_us, took_us), spans)| Profile {
+            phase,
+            call,
+            displaced,
+            start_us,
+            took_us,
+            spans,
+        },
+    )
+}
+
 fn phase() -> impl Strategy<Value = Phase> {
     prop::sample::select(vec![Phase::TextEncoding, Phase::Denoising, Phase::Decoding])
 }
@@ -223,6 +254,8 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
     });
     let probed =
         (run_id(), site_reports()).prop_map(|(run, sites)| ToCoordinator::Probed { run, sites });
+    let profiled =
+        (run_id(), profile()).prop_map(|(run, profile)| ToCoordinator::Profiled { run, profile });
     let decoded = (run_id(), any::<(u64, u64)>()).prop_map(|(run, (took_us, waited_us))| {
         let peak_bytes = took_us;
         ToCoordinator::Decoded { run, took_us, waited_us, peak_bytes }
@@ -233,6 +266,7 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         (run_id(), phase()).prop_map(|(run, phase)| ToCoordinator::Entered { run, phase }),
         stepped,
         probed,
+        profiled,
         decoded,
         (run_id(), fault()).prop_map(|(run, fault)| ToCoordinator::Failed { run, fault }),
         run_id().prop_map(|run| ToCoordinator::Aborted { run }),
@@ -306,6 +340,7 @@ fn event() -> impl Strategy<Value = Event> {
             change: Some(0.125)
         }),
         (any::<u16>(), site_reports()).prop_map(|(rank, sites)| Event::Probed { rank, sites }),
+        (any::<u16>(), profile()).prop_map(|(rank, profile)| Event::Profiled { rank, profile }),
         (waits, text()).prop_map(|(waits, latent)| Event::Finished {
             seconds_per_step: 1.0,
             seconds: 9.0,

@@ -6,6 +6,7 @@ mod exact;
 mod membership;
 mod output;
 mod probe;
+mod profile;
 mod refusal;
 
 use std::path::Path;

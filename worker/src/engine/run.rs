@@ -14,6 +14,7 @@ use crate::model::tensor::Tensor;
 use crate::model::unet::{Conditioning, UNet};
 use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
+use crate::profile;
 use bytes::Bytes;
 use candle_core::Device;
 use protocol::job::{Decode, JobSpec, Parallelism};
@@ -159,6 +160,7 @@ impl<'a> BandRun<'a> {
 
     fn encode(&mut self) -> Result<Conditioning> {
         self.enter(Phase::TextEncoding);
+        self.profile();
         let texts = texts(self.checkpoint, self.plan, self.branch, &self.arena)?;
         // A branch's first rank tells the user of words that were cut off.
         let first = self.plan.branch_of(self.rank).next() == Some(self.rank);
@@ -173,7 +175,24 @@ impl<'a> BandRun<'a> {
             }
         }
         let texts: Vec<TextEmbedding> = texts.into_iter().map(|(_, text)| text).collect();
-        self.checkpoint.condition(&self.unet, &texts, self.spec.width, self.spec.height)
+        let (width, height) = (self.spec.width, self.spec.height);
+        let conditioning = self.checkpoint.condition(&self.unet, &texts, width, height)?;
+        self.report_profile(Phase::TextEncoding);
+        Ok(conditioning)
+    }
+
+    /// Takes down where time goes from now on, if that was asked for.
+    fn profile(&self) {
+        if self.spec.profile {
+            profile::begin();
+        }
+    }
+
+    /// Says where time went since then.
+    fn report_profile(&self, phase: Phase) {
+        if let Some(profile) = profile::end(phase, self.call, self.staleness.displaced()) {
+            self.said.say(ToCoordinator::Profiled { run: self.said.run, profile }, Bytes::new());
+        }
     }
 
     fn denoise(&mut self, conditioning: &Conditioning) -> Result<()> {
@@ -182,6 +201,7 @@ impl<'a> BandRun<'a> {
         let calls = u32::try_from(timesteps.len()).unwrap_or(u32::MAX);
         for (index, timestep) in timesteps.into_iter().enumerate() {
             let started = Instant::now();
+            self.profile();
             self.mesh.check_cancelled()?;
             let prediction = self.predict(conditioning, index, timestep, calls)?;
             let (generator, geometry, band) = (&mut self.generator, self.geometry, self.band);
@@ -189,6 +209,7 @@ impl<'a> BandRun<'a> {
                 || band_noise(generator, geometry, band).map_err(candle_core::Error::wrap);
             let prediction = latent(&prediction)?;
             self.latent = self.scheduler.step(index, &prediction, &self.latent, &mut noise)?;
+            self.report_profile(Phase::Denoising);
             self.report_step(calls, started.elapsed())?;
             self.call += 1;
         }
@@ -256,6 +277,7 @@ impl<'a> BandRun<'a> {
 
     fn decode(&mut self) -> Result<()> {
         self.enter(Phase::Decoding);
+        self.profile();
         let started = Instant::now();
         self.mesh.check_cancelled()?;
         let (latent, call) = (activation(&self.arena, &self.latent)?, Call(self.call));
@@ -272,6 +294,7 @@ impl<'a> BandRun<'a> {
             Decode::Auto | Decode::Whole => vae.decode(&latent, &mut *exchange)?,
         };
         drop(exchange);
+        self.report_profile(Phase::Decoding);
         debug_assert_eq!(self.arena.mappings(), 1, "the plan of memory fell short");
         let spent = self.mesh.take_spent();
         let pixels: Vec<u8> = image.view().iter().map(|value| to_pixel(*value)).collect();

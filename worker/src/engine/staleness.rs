@@ -127,6 +127,7 @@ mod tests {
             gn_variance: GnVariance::Population,
             wire: Wire::F32,
             probe: false,
+            profile: false,
             decode: Decode::Whole,
         }
     }

@@ -8,6 +8,7 @@ use crate::kernels::Arena;
 use crate::model::Result;
 use crate::model::exchange::Moments;
 use crate::model::tensor::Tensor;
+use crate::profile::{self, Work};
 use bytes::Bytes;
 use protocol::job::{GnVariance, Mode, Wire};
 use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
@@ -315,19 +316,19 @@ impl Mesh {
 
     /// What `peer` computed for `site` in `call`, waited for.
     pub(super) fn receive(&mut self, peer: Rank, site: Site, call: Call) -> Result<Bytes> {
-        let mut since = None;
+        let mut since: Option<(Instant, profile::Stretch)> = None;
         // A value of this call is read again by the next one, if that is displaced.
         let stays = call >= self.now || self.keeps_all;
         loop {
             if let Some(bytes) = self.slots.consume(peer, site, call, stays) {
-                self.spent.waited += since.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                self.spent.waited += since.map_or(Duration::ZERO, |(since, _)| since.elapsed());
                 return Ok(bytes);
             }
             if let Peer::Gone(fault) = &self.peers[peer.index()] {
                 return Err(fault.clone().into());
             }
             if since.is_none() {
-                since = Some(Instant::now());
+                since = Some((Instant::now(), profile::span(Work::Wait(peer))));
                 self.leave()?;
             }
             pollster::block_on(poll_fn(|cx| self.poll_landed(cx)))?;
@@ -448,6 +449,7 @@ mod tests {
             wire: Wire::F32,
             decode: Decode::Whole,
             probe: false,
+            profile: false,
         };
         let member = |number: u32| Member {
             worker: WorkerId(number.into()),
