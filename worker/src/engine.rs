@@ -11,7 +11,7 @@ pub mod run;
 mod staleness;
 
 use self::cores::Cores;
-use crate::kernels::Isa;
+use crate::kernels::{Isa, Needed};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::files::ModelFiles;
 use bytes::Bytes;
@@ -82,6 +82,7 @@ pub struct Engine {
     isa: Isa,
     cores: Cores,
     speed: u64,
+    activations: Needed,
     runs: mpsc::Sender<Run>,
 }
 
@@ -105,6 +106,7 @@ impl Engine {
         let files = options.model.clone().map_or(ModelFiles::Builtin, ModelFiles::Folder);
         let checkpoint = Arc::new(pool.install(|| Checkpoint::load(&files, options.dtype))?);
         let speed = pool.install(|| calibration::speed(&checkpoint))?;
+        let activations = budget::alone(&checkpoint)?;
         let (runs, queue) = mpsc::channel::<Run>();
         let model = Arc::clone(&checkpoint);
         std::thread::Builder::new()
@@ -115,7 +117,7 @@ impl Engine {
                 }
             })
             .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { checkpoint, isa, cores, speed, runs })
+        Ok(Self { checkpoint, isa, cores, speed, activations, runs })
     }
 
     /// What others need to know of the model.
@@ -152,6 +154,12 @@ impl Engine {
     #[must_use]
     pub fn speed(&self) -> u64 {
         self.speed
+    }
+
+    /// What the activations of an image of the model's native size take, if this worker renders it alone.
+    #[must_use]
+    pub fn activations(&self) -> Needed {
+        self.activations
     }
 
     /// Queues a run to the compute thread.

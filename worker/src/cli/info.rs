@@ -28,6 +28,7 @@ pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
         ("weights", format!("{} MiB as {}", card.weight_bytes >> 20, card.dtype)),
         ("resident", format!("{} MiB", resident_bytes() >> 20)),
         ("native size", format!("{width}x{height}")),
+        ("activations", format!("{} MiB at that size, alone", engine.activations().arena >> 20)),
         ("sizes", format!("multiples of {} pixels", card.vae_factor * card.row_unit)),
         ("scheduler", card.scheduler.to_string()),
         ("guidance", card.guidance.to_string()),

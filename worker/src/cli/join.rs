@@ -31,6 +31,10 @@ pub(super) struct JoinArgs {
     name: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// The memory that this worker may take, such as 12GiB or 900MiB [default: what the machine has left].
+    /// Images whose decode would take more are decoded in tiles.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
     /// Exit when standard input is closed: for a parent process, however it ends.
     #[arg(long)]
     with_parent: bool,
@@ -78,11 +82,43 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         kernels: engine.kernels(),
         resident_bytes: resident_bytes(),
         speed: engine.speed(),
-        free_bytes: free_bytes(),
+        free_bytes: allowed(arguments.memory)?,
     };
-    let card = &about.model;
-    tracing::info!("loaded {} ({} MiB as {})", card.name, card.weight_bytes >> 20, card.dtype);
+    let (card, mib) = (&about.model, |bytes: u64| bytes >> 20);
+    tracing::info!("loaded {} ({} MiB as {})", card.name, mib(card.weight_bytes), card.dtype);
+    let activations = u64::try_from(engine.activations().arena)?;
+    tracing::info!(
+        "resident: {} MiB, and at most {} MiB more for an image of {}x{} that it renders alone",
+        mib(about.resident_bytes),
+        mib(activations),
+        card.native.0,
+        card.native.1
+    );
     Err(actor::join(&arguments.coordinator, about, engine, listener).await.into())
+}
+
+/// Bytes that it may still take, having loaded its model.
+fn allowed(memory: Option<u64>) -> anyhow::Result<u64> {
+    let (Some(memory), resident) = (memory, resident_bytes()) else { return Ok(free_bytes()) };
+    let Some(left) = memory.checked_sub(resident) else {
+        bail!(
+            "--memory {} MiB: {} MiB are taken with the model loaded; give more, or hold its weights \
+             in a smaller type with --dtype",
+            memory >> 20,
+            resident >> 20
+        );
+    };
+    Ok(free_bytes().min(left))
+}
+
+/// Reads a size in bytes with its unit.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("GiB", 30), ("MiB", 20)];
+    let read = units.iter().find_map(|(unit, shift)| {
+        let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        number.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
+    });
+    read.ok_or_else(|| "give a whole number of GiB or MiB, such as 12GiB".to_owned())
 }
 
 fn check_address(address: &str) -> anyhow::Result<()> {
@@ -116,4 +152,25 @@ async fn parent_gone() {
 fn own_name() -> String {
     let host = gethostname::gethostname();
     format!("{}-{}", host.to_string_lossy(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("12GiB"), Ok(12 << 30));
+        assert_eq!(size("900 MiB"), Ok(900 << 20));
+        for wrong in ["12", "0GiB", "1.5GiB", "-1MiB", "99999999999999GiB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_model_larger_than_its_memory_is_refused() {
+        assert!(allowed(Some(1 << 20)).unwrap_err().to_string().contains("--memory 1 MiB"));
+        assert!(allowed(Some(1 << 50)).unwrap() > 0);
+        assert!(allowed(Some(resident_bytes() + (8 << 30))).unwrap() <= 8 << 30);
+    }
 }

@@ -7,13 +7,57 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::tensor::Tensor;
 use crate::model::unet::UNet;
 use crate::parallel::{Planned, naive};
-use protocol::job::Decode;
-use protocol::plan::{Band, Plan};
-use protocol::{Call, Fault, FaultKind, Rank};
+use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Warmup, Wire};
+use protocol::plan::{Band, Branch, Geometry, Member, Plan};
+use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, WorkerId};
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// Whole latents that are added for what is not planned: the few between calls, sent and received, and
 /// the gaps that they leave.
 const LATENTS: usize = 16;
+
+/// What the activations of an image of the model's native size take, if this worker renders it alone.
+pub(super) fn alone(checkpoint: &Checkpoint) -> Result<Needed> {
+    let card = checkpoint.card();
+    let (width, height) = card.native;
+    let geometry = Geometry {
+        rows: height / card.vae_factor,
+        columns: width / card.vae_factor,
+        channels: card.latent_channels,
+        row_unit: card.row_unit,
+        vae_factor: card.vae_factor,
+    };
+    let spec = JobSpec {
+        prompt: String::new(),
+        negative: None,
+        width,
+        height,
+        steps: 1,
+        guidance: card.guidance,
+        seed: 0,
+        scheduler: card.scheduler,
+        warmup: Warmup::Auto,
+        parallelism: Parallelism::Patch,
+        mode: Mode::FullSync,
+        gn_variance: GnVariance::Population,
+        wire: Wire::F32,
+        decode: Decode::Whole,
+        probe: false,
+        profile: false,
+    };
+    let whole = Band { top: 0, rows: geometry.rows };
+    let member = Member {
+        worker: WorkerId(0),
+        name: String::new(),
+        address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        branch: Branch::Whole,
+        band: whole,
+        decodes: whole,
+    };
+    let run = RunId { job: JobId(0), epoch: Epoch(0) };
+    let plan = Plan { run, spec, geometry, members: vec![member] };
+    needed(checkpoint, checkpoint.unet(), &plan, Rank(0))
+}
 
 /// What the activations of `rank` in `plan`, whose network is `unet`, take at the most.
 pub(super) fn needed(
