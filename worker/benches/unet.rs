@@ -35,7 +35,7 @@ fn time(criterion: &mut Criterion, files: &ModelFiles, side: usize) {
         let checkpoint = Checkpoint::load(files, dtype).expect("a checkpoint");
         let channels = usize::try_from(checkpoint.card().latent_channels).expect("a few");
         let shape = [1, side, side, channels];
-        let arena = Arena::sized(0);
+        let arena = Arena::default();
         let latent =
             Tensor::new(&arena, &vec![0.5; side * side * channels], shape).expect("a latent");
         let text = [checkpoint.embed("a lighthouse at dusk", &arena).expect("a prompt")];

@@ -115,7 +115,7 @@ fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> anyhow::Result<B
     let files = ModelFiles::Folder(folder.into());
     let checkpoint = Checkpoint::load(&files, dtype.parse().map_err(anyhow::Error::msg)?)?;
     let pixels = u32::try_from(8 * side)?;
-    let arena = Arena::sized(0);
+    let arena = Arena::default();
     let latent = Tensor::new(&arena, &values(side * side * 4), [1, side, side, 4])?;
     if kind == "vae" {
         return Ok(Box::new(move || {

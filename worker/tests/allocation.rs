@@ -41,7 +41,7 @@ static ALLOCATOR: Counting = Counting;
 fn a_steady_call_allocates_small_change_only() {
     let checkpoint =
         Checkpoint::load(&ModelFiles::Builtin, protocol::job::Dtype::Auto).expect("built in");
-    let arena = Arena::sized(0);
+    let arena = Arena::default();
     let text = [checkpoint.embed("red apple", &arena).expect("a prompt")];
     let conditioning =
         checkpoint.condition(checkpoint.unet(), &text, 256, 256).expect("conditions");

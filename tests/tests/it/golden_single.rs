@@ -78,7 +78,7 @@ fn check_text(
         let ids: Vec<f64> = ids.iter().map(|id| f64::from(*id)).collect();
         assert_eq!(ids, want[key].values, "{}: {key}", case.name);
     }
-    let arena = Arena::sized(0);
+    let arena = Arena::default();
     let prompt = checkpoint.embed(&case.prompt, &arena).unwrap();
     let negative = checkpoint.embed_negative(case.negative.as_deref(), &arena).unwrap();
     let pairs = [

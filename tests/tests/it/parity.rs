@@ -156,7 +156,7 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let checkpoint = checkpoint("tiny-sdxl");
     let spec = spec("sdxl-ddim", Mode::Corrected, 0);
     let plan = with_heights(plan(&checkpoint, &spec, 3), &[1, 2, 1]);
-    let arena = Arena::sized(0);
+    let arena = Arena::default();
     let prompt = || checkpoint.embed(&spec.prompt, &arena).unwrap();
     let conditioning = || {
         checkpoint

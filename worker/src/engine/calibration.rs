@@ -19,7 +19,7 @@ pub(super) fn speed(checkpoint: &Checkpoint) -> Result<u64> {
     let (width, height) = card.native;
     let [rows, columns, channels] = [card.row_unit, width / card.vae_factor, card.latent_channels]
         .map(|value| usize::try_from(value).unwrap_or(usize::MAX));
-    let arena = Arena::sized(0);
+    let arena = Arena::default();
     let conditioning =
         checkpoint.condition(checkpoint.unet(), &[checkpoint.embed("", &arena)?], width, height)?;
     let values = vec![0.5; rows * columns * channels];

@@ -123,6 +123,14 @@ impl<'a> BandRun<'a> {
         };
         let needed = budget::needed(checkpoint, &unet, plan, rank)?;
         tracing::debug!(bytes = needed.arena, of_values = needed.values, "memory for activations");
+        let arena = Arena::sized(needed.arena).map_err(|error| {
+            let cause = format!(
+                "{} MiB for the activations of this image cannot be had: {error}; render it on more \
+                 workers, smaller, or with --decode tiled",
+                needed.arena >> 20
+            );
+            Fault::new(FaultKind::Compute, cause)
+        })?;
         let mut generator = TorchGenerator::new(plan.spec.seed);
         let noise = band_noise(&mut generator, plan.geometry, member.band)?;
         let latent = (noise * scheduler.init_noise_sigma())?;
@@ -138,7 +146,7 @@ impl<'a> BandRun<'a> {
             mesh,
             generator,
             latent,
-            arena: Arena::sized(needed.arena),
+            arena,
             scheduler,
             call: 0,
             staleness: Staleness::default(),

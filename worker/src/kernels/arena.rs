@@ -10,6 +10,7 @@ mod extents;
 use self::extents::Extents;
 use memmap2::MmapMut;
 use std::fmt;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ const LINE: usize = 16;
 /// Where a plan fell short, this much is mapped at least.
 const SEGMENT_BYTES_MIN: usize = 2 << 20;
 
-/// Memory that activations are taken from, and given back to when dropped.
+/// Memory that activations are taken from, and given back to when dropped. By default there is none, and it
+/// grows as it is asked for.
 #[derive(Clone, Debug)]
 pub struct Arena(Arc<Mutex<State>>);
 
@@ -66,18 +68,21 @@ pub struct Needed {
     pub arena: usize,
 }
 
+impl Default for Arena {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(State::new(Some(Vec::new())))))
+    }
+}
+
 impl Arena {
     /// An arena of `bytes`, all mapped and none touched. It grows if that does not suffice.
     ///
-    /// # Panics
-    /// When the system has no address space left.
-    #[must_use]
-    pub fn sized(bytes: usize) -> Self {
+    /// # Errors
+    /// If the system does not give so much.
+    pub fn sized(bytes: usize) -> io::Result<Self> {
         let mut state = State::new(Some(Vec::new()));
-        if bytes > 0 {
-            state.map(bytes.div_ceil(4 * LINE));
-        }
-        Self(Arc::new(Mutex::new(state)))
+        state.map(bytes.div_ceil(4 * LINE).max(1))?;
+        Ok(Self(Arc::new(Mutex::new(state))))
     }
 
     /// An arena whose blocks have no values.
@@ -91,7 +96,7 @@ impl Arena {
     /// Room for `length` values, which are whatever was left there.
     ///
     /// # Panics
-    /// When the system has no address space left.
+    /// When the arena has to grow and the system gives no more.
     #[must_use]
     pub fn take(&self, length: usize) -> Block {
         let lines = length.div_ceil(LINE).max(1);
@@ -137,22 +142,22 @@ impl State {
 
     /// Adds a mapping, and takes `lines` of it.
     fn grow(&mut self, lines: usize) -> usize {
-        self.map(lines.max(SEGMENT_BYTES_MIN / 4 / LINE));
+        self.map(lines.max(SEGMENT_BYTES_MIN / 4 / LINE)).expect("memory for activations");
         self.free.take(lines).expect("there is a new segment of that size")
     }
 
-    fn map(&mut self, lines: usize) {
+    fn map(&mut self, lines: usize) -> io::Result<()> {
         let segments = self.segments.get_or_insert_default();
         // A line is left out between segments, so that no part is in two of them.
         let last = segments.last();
         let first = last.map_or(0, |last| last.first + last.mapping.len() / (4 * LINE) + 1);
-        let mut mapping =
-            MmapMut::map_anon(lines * LINE * 4).expect("address space for activations");
+        let mut mapping = MmapMut::map_anon(lines * LINE * 4)?;
         #[cfg(target_os = "linux")]
         mapping.advise(memmap2::Advice::HugePage).ok(); // where there are none, it is only slower
         let values = NonNull::new(mapping.as_mut_ptr().cast()).expect("a mapping is somewhere");
         segments.push(Segment { first, values, mapping });
         self.free.give(first, lines);
+        Ok(())
     }
 
     /// Where the values of line `start` are.
@@ -249,15 +254,20 @@ mod tests {
         assert_eq!(plan.take(10).len(), 0, "no values");
         let needed = plan.needed();
         assert!(needed.values >= 4 * 4200 && needed.arena >= needed.values);
-        let arena = Arena::sized(needed.arena);
+        let arena = Arena::sized(needed.arena).unwrap();
         assert_eq!(calls(&arena), planned);
         assert_eq!(planned[..3], planned[3..], "each call finds its memory where it was");
         assert_eq!((arena.needed(), arena.mappings()), (needed, 1));
     }
 
     #[test]
+    fn more_than_the_system_gives_is_an_error() {
+        assert!(Arena::sized(usize::MAX / 4).is_err());
+    }
+
+    #[test]
     fn blocks_start_on_a_cache_line_and_share_nothing() {
-        let arena = Arena::sized(0);
+        let arena = Arena::default();
         let mut blocks: Vec<Block> = [1, 17, 600_000].map(|length| arena.take(length)).into();
         for (number, block) in (1_u8..).zip(&mut blocks) {
             assert_eq!(block.as_ptr() as usize % 64, 0);

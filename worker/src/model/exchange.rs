@@ -1,9 +1,10 @@
 //! The seam: where model maths ends and distribution begins.
 //!
 //! A layer works on a band of the image and asks an [`Exchange`] for the three things that its own
-//! rows cannot answer; or, where it holds a part of its weights, for what all parts give together. It cannot tell whether the answer is a peer's value of this call, of the
-//! previous one, or its own: policy lives behind the seam. Never across it: rank, world size,
-//! step, mode, dtype casts, buffers, sockets.
+//! rows cannot answer; or, where it holds a part of its weights, for what all parts give together. It
+//! cannot tell whether the answer is a peer's value of this call, of the previous one, or its own:
+//! policy lives behind the seam. Rows of peers are read where they landed ([`Rows`]): nothing copies or
+//! casts them on the way. Never across the seam: rank, world size, step, mode, sockets.
 
 mod rows;
 

@@ -261,7 +261,7 @@ mod tests {
 
     fn counting(dims: [usize; 3]) -> Tensor {
         let values: Vec<f32> = (0..dims.iter().product::<usize>()).map(|at| at as f32).collect();
-        Tensor::new(&Arena::sized(0), &values, dims).unwrap()
+        Tensor::new(&Arena::default(), &values, dims).unwrap()
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl UNet {
     /// The prediction for a band `x` [batch, rows, columns, channels] at `timestep`.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(
         &self,
         x: &Tensor,

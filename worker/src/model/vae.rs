@@ -97,7 +97,7 @@ impl VaeDecoder {
     /// [1, factor x rows, factor x columns, 3] in about -1..1.
     ///
     /// # Errors
-    /// If a peer is lost, or `latent` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `latent` is not a tensor of that shape.
     pub fn decode(&self, latent: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let x = self.to_middle(latent, exchange)?;
         self.to_image(x, exchange)

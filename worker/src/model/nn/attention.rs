@@ -76,7 +76,7 @@ impl SelfAttention {
     /// `residual` plus the attention of `x`, both [batch, tokens, channels].
     ///
     /// # Errors
-    /// If a peer is lost, or a tensor is not contiguous or not of that shape.
+    /// If a peer is lost, or a tensor is not of that shape.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -119,7 +119,7 @@ impl CrossAttention {
     /// Keys and values of `text` [batch, tokens, text channels].
     ///
     /// # Errors
-    /// If `text` is not a contiguous tensor of that shape.
+    /// If `text` is not a tensor of that shape.
     pub fn text_kv(&self, text: &Tensor) -> Result<Tensor> {
         self.0.kv(text)
     }
@@ -127,7 +127,7 @@ impl CrossAttention {
     /// `residual` plus the attention of `x` over the text, all [batch, tokens, channels].
     ///
     /// # Errors
-    /// If a peer is lost, or a tensor is not contiguous or not of that shape.
+    /// If a peer is lost, or a tensor is not of that shape.
     pub fn forward(
         &self,
         x: &Tensor,

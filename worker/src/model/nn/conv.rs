@@ -84,7 +84,7 @@ impl Conv3x3 {
     /// `x` [batch, rows, columns, inputs] to [batch, rows/stride, columns/stride, outputs].
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         self.forward_with(x, None, Finish::default(), exchange)
     }
@@ -92,7 +92,7 @@ impl Conv3x3 {
     /// The same, with `shift` [batch, outputs] added to the bias, finished in the same pass.
     ///
     /// # Errors
-    /// If a peer is lost, or a tensor is not contiguous or not of the right shape.
+    /// If a peer is lost, or a tensor is not of the right shape.
     pub fn forward_with(
         &self,
         x: &Tensor,

@@ -66,7 +66,7 @@ impl GroupNorm {
     /// `x` [batch, .., channels], normalised.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         self.apply(x, false, exchange)
     }
@@ -74,7 +74,7 @@ impl GroupNorm {
     /// `silu` of the normalised `x`, in one pass.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward_silu(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         self.apply(x, true, exchange)
     }

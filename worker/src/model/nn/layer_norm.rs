@@ -27,7 +27,7 @@ impl LayerNorm {
     /// `x` [.., channels], normalised.
     ///
     /// # Errors
-    /// If `x` is not a contiguous tensor of that shape.
+    /// If `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.make(Work::Norm, x.shape(), |out| {
             kernels::layer_norm(Isa::best(), out, x.view(), &self.weight, &self.bias, self.eps);

@@ -96,7 +96,7 @@ impl Linear {
     /// `x` [.., inputs] to [.., outputs].
     ///
     /// # Errors
-    /// If `x` is not a contiguous tensor of that shape.
+    /// If `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.forward_with(x, Finish::default())
     }
@@ -104,7 +104,7 @@ impl Linear {
     /// The same, finished in the same pass.
     ///
     /// # Errors
-    /// If `x` or the residual is not a contiguous tensor of the right shape.
+    /// If `x` or the residual is not a tensor of the right shape.
     pub fn forward_with(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
         let epilogue = Epilogue {
             bias: self.bias.as_deref(),
@@ -163,7 +163,7 @@ impl Geglu {
     /// `x` [.., inputs] to [.., inner].
     ///
     /// # Errors
-    /// If `x` is not a contiguous tensor of that shape.
+    /// If `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.make(Work::Linear, x.with_last(self.inner), |out| {
             kernels::geglu(Isa::best(), out, x.view(), &self.weight, Some(&self.bias));

@@ -147,7 +147,7 @@ impl DownBlock {
     /// The keys and values of the text for every attention, in `forward`'s order.
     ///
     /// # Errors
-    /// If `text` is not a contiguous [batch, tokens, text channels].
+    /// If `text` is not a [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
         self.layers.text_kv(text, into)
     }
@@ -155,7 +155,7 @@ impl DownBlock {
     /// Runs the block on `x` and pushes what the way up will need onto `skips`.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    /// If a peer is lost, or `x` is not a tensor of the block's shape.
     pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
         &self,
         mut x: Tensor,
@@ -212,7 +212,7 @@ impl MidBlock {
     /// The keys and values of the text for its attention.
     ///
     /// # Errors
-    /// If `text` is not a contiguous [batch, tokens, text channels].
+    /// If `text` is not a [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
         self.first.attention.iter().try_for_each(|attention| attention.text_kv(text, into))
     }
@@ -220,7 +220,7 @@ impl MidBlock {
     /// Runs the block on `x`.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    /// If a peer is lost, or `x` is not a tensor of the block's shape.
     pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
         &self,
         x: &Tensor,
@@ -276,7 +276,7 @@ impl UpBlock {
     /// The keys and values of the text for every attention, in `forward`'s order.
     ///
     /// # Errors
-    /// If `text` is not a contiguous [batch, tokens, text channels].
+    /// If `text` is not a [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
         self.layers.text_kv(text, into)
     }
@@ -284,7 +284,7 @@ impl UpBlock {
     /// Runs the block on `x`, taking from `skips` what the way down left.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of the block's shape.
+    /// If a peer is lost, or `x` is not a tensor of the block's shape.
     pub fn forward<'t, I: Iterator<Item = &'t Tensor>>(
         &self,
         mut x: Tensor,

@@ -93,7 +93,7 @@ impl ResnetBlock {
     /// activated time embedding.
     ///
     /// # Errors
-    /// If a peer is lost, or a tensor is not contiguous or not of that shape.
+    /// If a peer is lost, or a tensor is not of that shape.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -158,7 +158,7 @@ impl Downsample {
     /// `x` [batch, rows, columns, channels] to [batch, rows / 2, columns / 2, channels], rounded up.
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let out = self.conv.forward(&self.sum.cut(x)?, exchange)?;
         self.sum.over(out, exchange)
@@ -199,7 +199,7 @@ impl Upsample {
     /// `x` [batch, rows, columns, channels] to [batch, 2 rows, 2 columns, channels].
     ///
     /// # Errors
-    /// If a peer is lost, or `x` is not a contiguous tensor of that shape.
+    /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let x = self.sum.cut(x)?;
         let [batch, rows, columns, channels] = x.sizes()?;

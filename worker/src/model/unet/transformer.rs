@@ -77,7 +77,7 @@ impl Transformer {
     /// Adds the text's keys and values of every block to `into`, in the order `forward` takes them.
     ///
     /// # Errors
-    /// If `text` is not a contiguous [batch, tokens, text channels].
+    /// If `text` is not a [batch, tokens, text channels].
     pub fn text_kv(&self, text: &Tensor, into: &mut Vec<Tensor>) -> Result<()> {
         for block in &self.transformer_blocks {
             into.push(block.attn2.text_kv(text)?);
@@ -89,7 +89,7 @@ impl Transformer {
     /// of the text from `text_kv`.
     ///
     /// # Errors
-    /// If a peer is lost, or a tensor is not contiguous or not of that shape.
+    /// If a peer is lost, or a tensor is not of that shape.
     pub fn forward<'t>(
         &self,
         x: &Tensor,

@@ -38,7 +38,7 @@ impl VaeDecoder {
     /// As [`Self::decode`], tile by tile: `latent` is the band whose first row is `top`.
     ///
     /// # Errors
-    /// If a peer is lost, or `latent` is not a contiguous tensor of a band's shape.
+    /// If a peer is lost, or `latent` is not a tensor of a band's shape.
     pub fn decode_in_tiles(
         &self,
         latent: &Tensor,
@@ -159,7 +159,7 @@ mod tests {
             (row * 0.11 + channel).sin() + (column * 0.07 - channel * 0.5).cos()
         });
         let values: Vec<f32> = values.collect();
-        Tensor::new(&Arena::sized(0), &values, [1, rows, columns, channels]).unwrap()
+        Tensor::new(&Arena::default(), &values, [1, rows, columns, channels]).unwrap()
     }
 
     #[test]
