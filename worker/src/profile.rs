@@ -18,14 +18,17 @@ struct Recording {
     spans: Vec<Span>,
 }
 
-/// Takes down what this thread does from now on, until [`end`].
-pub fn begin() {
-    let recording =
-        Recording { since: Instant::now(), clock: SystemTime::now(), spans: Vec::new() };
-    RECORDING.set(Some(recording));
+/// Takes down what this thread does from now on, until [`end`], if that is `wanted`. What a run that
+/// failed left behind is forgotten either way.
+pub fn begin(wanted: bool) {
+    RECORDING.set(wanted.then(|| Recording {
+        since: Instant::now(),
+        clock: SystemTime::now(),
+        spans: Vec::new(),
+    }));
 }
 
-/// What this thread did since [`begin`], if that was called.
+/// What this thread did since [`begin`], if that was wanted.
 #[must_use]
 pub fn end(phase: Phase, call: u32, displaced: bool) -> Option<Profile> {
     let Recording { since, clock, spans } = RECORDING.take()?;
@@ -78,12 +81,21 @@ mod tests {
     fn what_is_not_asked_for_is_not_taken_down() {
         drop(span(Work::Linear));
         assert_eq!(end(Phase::Denoising, 0, false), None);
-        begin();
+        begin(true);
         drop(span(Work::Linear));
         drop(span(Work::Norm));
         let profile = end(Phase::Denoising, 3, true).unwrap();
         let works: Vec<Work> = profile.spans.iter().map(|span| span.work).collect();
         assert_eq!(works, [Work::Linear, Work::Norm]);
         assert_eq!(end(Phase::Denoising, 4, true), None);
+    }
+
+    #[test]
+    fn what_a_failed_run_left_is_not_the_next_ones() {
+        begin(true);
+        drop(span(Work::Linear));
+        begin(false);
+        drop(span(Work::Norm));
+        assert_eq!(end(Phase::TextEncoding, 0, false), None);
     }
 }

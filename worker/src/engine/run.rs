@@ -191,9 +191,7 @@ impl<'a> BandRun<'a> {
 
     /// Takes down where time goes from now on, if that was asked for.
     fn profile(&self) {
-        if self.spec.profile {
-            profile::begin();
-        }
+        profile::begin(self.spec.profile);
     }
 
     /// Says where time went since then.
