@@ -4,6 +4,7 @@ mod bench;
 mod ending;
 mod exact;
 mod membership;
+mod memory;
 mod output;
 mod probe;
 mod profile;
