@@ -86,8 +86,23 @@ pub fn render(
     plan: &Plan,
     links: Vec<Links>,
 ) -> Result<Rendered, Fault> {
+    render_on(&vec![Arc::clone(checkpoint); plan.world_size()], plan, links)
+}
+
+/// The same, each rank with its own of `checkpoints`.
+///
+/// # Errors
+/// The first fault of any rank.
+///
+/// # Panics
+/// If a rank's thread panics or its messages are not a run's.
+pub fn render_on(
+    checkpoints: &[Arc<Checkpoint>],
+    plan: &Plan,
+    links: Vec<Links>,
+) -> Result<Rendered, Fault> {
     let mut threads = Vec::new();
-    for (rank, links) in plan.ranks().zip(links) {
+    for ((rank, links), checkpoint) in plan.ranks().zip(links).zip(checkpoints) {
         let (out, mut said) = mpsc::unbounded_channel();
         let (held, cancel) = oneshot::channel();
         let run = Run { plan: plan.clone(), rank, links, cancel, out };

@@ -4,11 +4,10 @@
 use criterion::{BenchmarkId, Criterion};
 use protocol::job::Dtype;
 use std::io::Write;
-use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::tensor::Tensor;
+use worker::model::tensor::{Memory, Tensor};
 
 /// Activations are allocated as the worker allocates them.
 #[global_allocator]
@@ -35,10 +34,10 @@ fn time(criterion: &mut Criterion, files: &ModelFiles, side: usize) {
         let checkpoint = Checkpoint::load(files, dtype).expect("a checkpoint");
         let channels = usize::try_from(checkpoint.card().latent_channels).expect("a few");
         let shape = [1, side, side, channels];
-        let arena = Arena::default();
+        let memory = Memory::default();
         let latent =
-            Tensor::new(&arena, &vec![0.5; side * side * channels], shape).expect("a latent");
-        let text = [checkpoint.embed("a lighthouse at dusk", &arena).expect("a prompt")];
+            Tensor::new(&memory, &vec![0.5; side * side * channels], shape).expect("a latent");
+        let text = [checkpoint.embed("a lighthouse at dusk", &memory).expect("a prompt")];
         let pixels = u32::try_from(8 * side).expect("a size");
         let conditioning = checkpoint.condition(checkpoint.unet(), &text, pixels, pixels);
         let conditioning = conditioning.expect("conditions");

@@ -17,13 +17,13 @@ use std::io::{BufRead, Write, stdin, stdout};
 use anyhow::{Context, bail};
 use rustix::time::{ClockId, clock_gettime};
 use worker::kernels::{
-    Arena, Arithmetic, Band, Conv, Epilogue, Heads, Isa, Keys, Method, Packed, Stored, attention,
-    conv2d, group_moments, group_norm, linear,
+    Arithmetic, Band, Conv, Epilogue, Heads, Isa, Keys, Method, Packed, Stored, attention, conv2d,
+    group_moments, group_norm, linear,
 };
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::tensor::Tensor;
+use worker::model::tensor::{Memory, Tensor};
 
 /// Activations are allocated as the worker allocates them.
 #[global_allocator]
@@ -115,14 +115,14 @@ fn whole(kind: &str, folder: &str, dtype: &str, side: usize) -> anyhow::Result<B
     let files = ModelFiles::Folder(folder.into());
     let checkpoint = Checkpoint::load(&files, dtype.parse().map_err(anyhow::Error::msg)?)?;
     let pixels = u32::try_from(8 * side)?;
-    let arena = Arena::default();
-    let latent = Tensor::new(&arena, &values(side * side * 4), [1, side, side, 4])?;
+    let memory = Memory::default();
+    let latent = Tensor::new(&memory, &values(side * side * 4), [1, side, side, 4])?;
     if kind == "vae" {
         return Ok(Box::new(move || {
             checkpoint.vae().decode(&latent, &mut Dense).expect("an image");
         }));
     }
-    let text = [checkpoint.embed("a lighthouse at dusk", &arena)?];
+    let text = [checkpoint.embed("a lighthouse at dusk", &memory)?];
     let conditioning = checkpoint.condition(checkpoint.unet(), &text, pixels, pixels)?;
     Ok(Box::new(move || {
         let call = checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense);

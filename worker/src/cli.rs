@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::actor;
+use crate::device::DeviceChoice;
 use crate::engine::EngineOptions;
 
 /// Renders bands of images for a coordinator.
@@ -40,15 +41,24 @@ struct EngineArgs {
     /// and not the same image).
     #[arg(long, value_name = "TYPE", default_value_t = Dtype::Auto)]
     dtype: Dtype,
+    /// What to compute on: cpu, cuda (the first GPU) or cuda:N in a build with `--features cuda`, or candle
+    /// (on the processor, slowly, what a GPU would be given: a test).
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
     /// Compute threads, each pinned to a core of its own where there are enough [default: one for each of
-    /// this machine's cores that no other worker has].
+    /// this machine's cores that no other worker has; with a GPU one].
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
 }
 
 impl EngineArgs {
     fn options(self) -> EngineOptions {
-        EngineOptions { model: self.model, dtype: self.dtype, threads: self.threads }
+        EngineOptions {
+            model: self.model,
+            dtype: self.dtype,
+            device: self.device,
+            threads: self.threads,
+        }
     }
 }
 

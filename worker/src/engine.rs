@@ -11,9 +11,12 @@ pub mod run;
 mod staleness;
 
 use self::cores::Cores;
+use crate::device::{Device, DeviceChoice};
 use crate::kernels::{Isa, Needed};
+use crate::memory;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::files::ModelFiles;
+use crate::model::tensor::Memory;
 use bytes::Bytes;
 use protocol::job::{Dtype, ModelCard};
 use protocol::message::ToCoordinator;
@@ -48,6 +51,8 @@ pub struct EngineOptions {
     pub model: Option<PathBuf>,
     /// The type weights are held in.
     pub dtype: Dtype,
+    /// What it computes on.
+    pub device: DeviceChoice,
     /// Compute threads. None: one for each core that no other worker of this machine has.
     pub threads: Option<NonZeroUsize>,
 }
@@ -62,6 +67,9 @@ pub enum EngineError {
     /// The kernels asked for cannot be had.
     #[error(transparent)]
     Kernels(#[from] crate::kernels::IsaError),
+    /// The device cannot be had.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// No cores are left.
     #[error(transparent)]
     Cores(#[from] cores::CoresError),
@@ -82,7 +90,7 @@ pub struct Engine {
     isa: Isa,
     cores: Cores,
     speed: u64,
-    activations: Needed,
+    activations: Option<Needed>,
     runs: mpsc::Sender<Run>,
 }
 
@@ -93,7 +101,10 @@ impl Engine {
     /// If the checkpoint cannot be loaded or threads cannot be started.
     pub fn load(options: &EngineOptions) -> Result<Self, EngineError> {
         let isa = Isa::resolve()?;
-        let cores = Cores::claim(options.threads)?;
+        let device = Device::open(options.device, options.dtype)?;
+        // A GPU is given its work by one thread.
+        let gpu = matches!(options.device, DeviceChoice::Cuda(_)).then_some(NonZeroUsize::MIN);
+        let cores = Cores::claim(options.threads.or(gpu))?;
         let threads = cores.threads().get();
         let placement = cores.placement().clone();
         let refused = |cause: String| EngineError::Threads { threads, cause };
@@ -104,9 +115,14 @@ impl Engine {
             .build()
             .map_err(|error| refused(error.to_string()))?;
         let files = options.model.clone().map_or(ModelFiles::Builtin, ModelFiles::Folder);
-        let checkpoint = Arc::new(pool.install(|| Checkpoint::load(&files, options.dtype))?);
-        let speed = pool.install(|| calibration::speed(&checkpoint))?;
-        let activations = budget::alone(&checkpoint)?;
+        let load = || Checkpoint::load_on(&files, options.dtype, device.as_ref());
+        let checkpoint = Arc::new(pool.install(load)?);
+        let activations = match &device {
+            None => Some(budget::alone(&checkpoint)?),
+            Some(_) => None,
+        };
+        let memory = device.map_or_else(Memory::default, Memory::Device);
+        let speed = pool.install(|| calibration::speed(&checkpoint, &memory))?;
         let (runs, queue) = mpsc::channel::<Run>();
         let model = Arc::clone(&checkpoint);
         std::thread::Builder::new()
@@ -138,10 +154,12 @@ impl Engine {
         &self.checkpoint
     }
 
-    /// The instruction set the kernels run on.
+    /// What computes: the device, or the instruction set that our own kernels run on.
     #[must_use]
     pub fn kernels(&self) -> String {
-        self.isa.to_string()
+        self.checkpoint
+            .device()
+            .map_or_else(|| self.isa.to_string(), |device| device.choice().to_string())
     }
 
     /// The cores it computes on.
@@ -156,10 +174,21 @@ impl Engine {
         self.speed
     }
 
-    /// What the activations of an image of the model's native size take, if this worker renders it alone.
+    /// What the activations of an image of the model's native size take in the host's memory, if this
+    /// worker renders it alone. None: a device's library takes its own memory for them.
     #[must_use]
-    pub fn activations(&self) -> Needed {
+    pub fn activations(&self) -> Option<Needed> {
         self.activations
+    }
+
+    /// Bytes that are left where activations are: on the device, or on this machine.
+    ///
+    /// # Errors
+    /// If the device does not tell.
+    pub fn free_bytes(&self) -> Result<u64, EngineError> {
+        let on_device = self.checkpoint.device().map(Device::free_bytes).transpose();
+        let on_device = on_device.map_err(crate::model::Error::from)?.flatten();
+        Ok(on_device.unwrap_or_else(memory::free_bytes))
     }
 
     /// Queues a run to the compute thread.

@@ -6,6 +6,7 @@
 
 pub mod actor;
 pub mod cli;
+pub mod device;
 pub mod engine;
 pub mod kernels;
 pub mod member;

@@ -24,6 +24,7 @@ pub mod drift;
 mod group;
 pub mod mesh;
 pub mod naive;
+mod outbox;
 mod planned;
 pub mod rows;
 pub mod sharded;

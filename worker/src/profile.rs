@@ -37,6 +37,12 @@ pub fn end(phase: Phase, call: u32, displaced: bool) -> Option<Profile> {
     Some(Profile { phase, call, displaced, start_us, took_us, spans })
 }
 
+/// Whether what this thread does is taken down.
+#[must_use]
+pub fn is_wanted() -> bool {
+    RECORDING.with_borrow(Option::is_some)
+}
+
 /// Begins a stretch of `work`, which ends when the result is dropped. It must not begin inside another.
 #[must_use]
 pub fn span(work: Work) -> Stretch {

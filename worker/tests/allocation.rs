@@ -3,11 +3,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
-use worker::model::tensor::Tensor;
+use worker::model::tensor::{Memory, Tensor};
 
 /// Biases, scales and shifts of a layer, and what describes its tensors, are no larger.
 const SMALL: usize = 16 << 10;
@@ -41,11 +40,11 @@ static ALLOCATOR: Counting = Counting;
 fn a_steady_call_allocates_small_change_only() {
     let checkpoint =
         Checkpoint::load(&ModelFiles::Builtin, protocol::job::Dtype::Auto).expect("built in");
-    let arena = Arena::default();
-    let text = [checkpoint.embed("red apple", &arena).expect("a prompt")];
+    let memory = Memory::default();
+    let text = [checkpoint.embed("red apple", &memory).expect("a prompt")];
     let conditioning =
         checkpoint.condition(checkpoint.unet(), &text, 256, 256).expect("conditions");
-    let latent = Tensor::new(&arena, &[0.5; 32 * 32 * 8], [1, 32, 32, 8]).expect("a latent");
+    let latent = Tensor::new(&memory, &[0.5; 32 * 32 * 8], [1, 32, 32, 8]).expect("a latent");
     let call = || {
         let before = [&LARGE, &TOTAL].map(|count| count.load(Ordering::Relaxed));
         checkpoint.unet().forward(&latent, 500.0, &conditioning, &mut Dense).expect("a prediction");

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use tests::fixture::{self, Case};
 use tests::render::{links, plan, render};
 use tests::tolerance::relative_l2;
-use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::files::ModelFiles;
+use worker::model::tensor::Memory;
 
 /// Relative L2 per step. f64 against f32 differ by 2e-6 there.
 const STEP_TOLERANCE: f64 = 1e-4;
@@ -78,9 +78,9 @@ fn check_text(
         let ids: Vec<f64> = ids.iter().map(|id| f64::from(*id)).collect();
         assert_eq!(ids, want[key].values, "{}: {key}", case.name);
     }
-    let arena = Arena::default();
-    let prompt = checkpoint.embed(&case.prompt, &arena).unwrap();
-    let negative = checkpoint.embed_negative(case.negative.as_deref(), &arena).unwrap();
+    let memory = Memory::default();
+    let prompt = checkpoint.embed(&case.prompt, &memory).unwrap();
+    let negative = checkpoint.embed_negative(case.negative.as_deref(), &memory).unwrap();
     let pairs = [
         ("prompt_embeds", Some(&prompt.tokens)),
         ("pooled", prompt.pooled.as_ref()),

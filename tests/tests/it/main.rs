@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod cluster;
+mod device;
 mod exchange_volume;
 mod golden_distri;
 mod golden_single;

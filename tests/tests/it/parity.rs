@@ -10,12 +10,11 @@ use std::sync::Arc;
 use tests::fixture;
 use tests::render::{Rendered, links, plan, plan_of, render};
 use tests::tolerance::{largest_difference, relative_l2};
-use worker::kernels::Arena;
 use worker::model::checkpoint::Checkpoint;
 use worker::model::exchange::Dense;
 use worker::model::files::ModelFiles;
 use worker::model::noise::TorchGenerator;
-use worker::model::tensor::Tensor;
+use worker::model::tensor::{Memory, Tensor};
 use worker::parallel::{Displaced, Mesh, Synchronous};
 
 /// Relative L2 of what only the order of additions tells apart.
@@ -156,8 +155,8 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
     let checkpoint = checkpoint("tiny-sdxl");
     let spec = spec("sdxl-ddim", Mode::Corrected, 0);
     let plan = with_heights(plan(&checkpoint, &spec, 3), &[1, 2, 1]);
-    let arena = Arena::default();
-    let prompt = || checkpoint.embed(&spec.prompt, &arena).unwrap();
+    let memory = Memory::default();
+    let prompt = || checkpoint.embed(&spec.prompt, &memory).unwrap();
     let conditioning = || {
         checkpoint
             .condition(checkpoint.unet(), &[prompt(), prompt()], spec.width, spec.height)
@@ -172,7 +171,7 @@ fn s2_the_same_input_displaced_equals_the_dense_output() {
         let images = whole.chunks(rows * row);
         let values = images.flat_map(|image| image[top * row..(top + count) * row].to_vec());
         let values: Vec<f32> = values.collect();
-        Tensor::new(&arena, &values, [2, count, columns, channels]).unwrap()
+        Tensor::new(&memory, &values, [2, count, columns, channels]).unwrap()
     };
     let dense =
         checkpoint.unet().forward(&band_of(0, rows), 500.0, &conditioning(), &mut Dense).unwrap();

@@ -116,7 +116,8 @@ fn d5_the_coordinators_decisions_are_pure() {
 #[test]
 fn d6_models_know_no_distribution() {
     let words = ["crate::parallel", "crate::engine", "crate::actor", "tokio", "actix", "std::net"];
-    never_mentions("D-6", &["worker/src/model", "worker/src/kernels"], &words);
+    let folders = ["worker/src/model", "worker/src/kernels", "worker/src/device"];
+    never_mentions("D-6", &folders, &words);
     for source in sources(&["worker/src/model"]) {
         assert!(!source.code.contains("Rank"), "D-6: {} knows ranks", source.path);
     }
@@ -132,9 +133,22 @@ fn d7_parallel_knows_no_unet_scheduler_or_actor() {
 fn d8_unsafe_stays_where_it_is_expected() {
     for source in sources(&["protocol/src", "coordinator/src", "worker/src", "tests/src"]) {
         let allowed = source.path.starts_with("worker/src/kernels")
-            || source.path == "worker/src/model/files.rs";
+            || source.path == "worker/src/model/files.rs"
+            || ["conv", "staging"]
+                .map(|what| format!("worker/src/device/{what}/cuda.rs"))
+                .contains(&source.path);
         let mentioned = source.code.contains("unsafe {") || source.code.contains("unsafe fn");
         assert!(allowed || !mentioned, "D-8: {} is unsafe", source.path);
+    }
+}
+
+#[test]
+fn a_gpus_library_is_known_to_its_device_only() {
+    for source in sources(&["protocol/src", "coordinator/src", "worker/src"]) {
+        let allowed = source.path.starts_with("worker/src/device");
+        let mentioned = ["cudarc", "cuda_backend", "flash_attn"];
+        let mentioned = mentioned.iter().find(|word| source.code.contains(**word));
+        assert!(allowed || mentioned.is_none(), "{} mentions {mentioned:?}", source.path);
     }
 }
 

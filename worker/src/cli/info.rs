@@ -22,13 +22,17 @@ pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
     let (width, height) = card.native;
     let count =
         |asks: fn(&Ask) -> bool| engine.sites().iter().filter(|site| asks(&site.ask)).count();
+    let activations = engine.activations().map_or_else(
+        || "as the device's library takes them".to_owned(),
+        |needed| format!("{} MiB at that size, alone", needed.arena >> 20),
+    );
     let rows = [
         ("model", format!("{} ({})", card.name, card.family)),
         ("digest", card.digest.clone()),
         ("weights", format!("{} MiB as {}", card.weight_bytes >> 20, card.dtype)),
         ("resident", format!("{} MiB", resident_bytes() >> 20)),
         ("native size", format!("{width}x{height}")),
-        ("activations", format!("{} MiB at that size, alone", engine.activations().arena >> 20)),
+        ("activations", activations),
         ("sizes", format!("multiples of {} pixels", card.vae_factor * card.row_unit)),
         ("scheduler", card.scheduler.to_string()),
         ("guidance", card.guidance.to_string()),

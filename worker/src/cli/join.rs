@@ -4,7 +4,7 @@ use super::EngineArgs;
 use crate::actor;
 use crate::engine::cores::Placement;
 use crate::engine::{Engine, EngineOptions};
-use crate::memory::{free_bytes, resident_bytes};
+use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
 use protocol::transport::tcp::Listener;
@@ -82,24 +82,28 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         kernels: engine.kernels(),
         resident_bytes: resident_bytes(),
         speed: engine.speed(),
-        free_bytes: allowed(arguments.memory)?,
+        free_bytes: allowed(arguments.memory, engine.free_bytes()?)?,
     };
     let (card, mib) = (&about.model, |bytes: u64| bytes >> 20);
     tracing::info!("loaded {} ({} MiB as {})", card.name, mib(card.weight_bytes), card.dtype);
-    let activations = u64::try_from(engine.activations().arena)?;
-    tracing::info!(
-        "resident: {} MiB, and at most {} MiB more for an image of {}x{} that it renders alone",
-        mib(about.resident_bytes),
-        mib(activations),
-        card.native.0,
-        card.native.1
-    );
+    let resident = mib(about.resident_bytes);
+    if let Some(activations) = engine.activations() {
+        tracing::info!(
+            "resident: {resident} MiB, and at most {} MiB more for an image of {}x{} that it renders alone",
+            mib(u64::try_from(activations.arena)?),
+            card.native.0,
+            card.native.1
+        );
+    } else {
+        let (free, device) = (mib(about.free_bytes), engine.kernels());
+        tracing::info!("resident: {resident} MiB; free on {device}: {free} MiB");
+    }
     Err(actor::join(&arguments.coordinator, about, engine, listener).await.into())
 }
 
-/// Bytes that it may still take, having loaded its model.
-fn allowed(memory: Option<u64>) -> anyhow::Result<u64> {
-    let (Some(memory), resident) = (memory, resident_bytes()) else { return Ok(free_bytes()) };
+/// Bytes that it may still take of the `free` ones, having loaded its model.
+fn allowed(memory: Option<u64>, free: u64) -> anyhow::Result<u64> {
+    let (Some(memory), resident) = (memory, resident_bytes()) else { return Ok(free) };
     let Some(left) = memory.checked_sub(resident) else {
         bail!(
             "--memory {} MiB: {} MiB are taken with the model loaded; give more, or hold its weights \
@@ -108,7 +112,7 @@ fn allowed(memory: Option<u64>) -> anyhow::Result<u64> {
             resident >> 20
         );
     };
-    Ok(free_bytes().min(left))
+    Ok(free.min(left))
 }
 
 /// Reads a size in bytes with its unit.
@@ -169,8 +173,10 @@ mod tests {
 
     #[test]
     fn a_model_larger_than_its_memory_is_refused() {
-        assert!(allowed(Some(1 << 20)).unwrap_err().to_string().contains("--memory 1 MiB"));
-        assert!(allowed(Some(1 << 50)).unwrap() > 0);
-        assert!(allowed(Some(resident_bytes() + (8 << 30))).unwrap() <= 8 << 30);
+        assert!(
+            allowed(Some(1 << 20), 1 << 40).unwrap_err().to_string().contains("--memory 1 MiB")
+        );
+        assert_eq!(allowed(Some(1 << 50), 1 << 30).unwrap(), 1 << 30);
+        assert!(allowed(Some(resident_bytes() + (8 << 30)), 1 << 40).unwrap() <= 8 << 30);
     }
 }

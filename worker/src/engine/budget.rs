@@ -4,7 +4,7 @@ use super::run;
 use crate::kernels::{Arena, Needed};
 use crate::model::Result;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::tensor::Tensor;
+use crate::model::tensor::{Memory, Tensor};
 use crate::model::unet::UNet;
 use crate::parallel::{Planned, naive};
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Warmup, Wire};
@@ -69,13 +69,14 @@ pub(super) fn needed(
     let missing = || Fault::new(FaultKind::PlanMismatch, format!("the plan has no {rank}"));
     let member = plan.member(rank).ok_or_else(missing)?;
     let arena = Arena::planning();
+    let memory = Memory::Host(arena.clone());
     let [columns, channels] = [plan.geometry.columns, plan.geometry.channels].map(to_usize);
     let rows_of = |band: Band, batch: u32| {
         let shape = [to_usize(batch), to_usize(band.rows), columns, channels];
         Tensor::of(arena.take(shape.iter().product()), shape)
     };
     // 1. The prompt, whose keys and values stay.
-    let texts = run::texts(checkpoint, plan, member.branch, &arena)?;
+    let texts = run::texts(checkpoint, plan, member.branch, &memory)?;
     let texts: Vec<_> = texts.into_iter().map(|(_, text)| text).collect();
     let conditioning = checkpoint.condition(unet, &texts, plan.spec.width, plan.spec.height)?;
     drop(texts);

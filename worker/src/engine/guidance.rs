@@ -25,11 +25,11 @@ pub fn guide(prediction: &Tensor, scale: f32) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Arena;
+    use crate::model::tensor::Memory;
 
     #[test]
     fn scale_one_is_the_prompt_and_zero_the_negative() {
-        let batch = Tensor::new(&Arena::default(), &[1.0, 2.0, 3.0, 5.0], [2, 2]).unwrap();
+        let batch = Tensor::new(&Memory::default(), &[1.0, 2.0, 3.0, 5.0], [2, 2]).unwrap();
         let guided = |scale| guide(&batch, scale).unwrap().view().to_vec();
         assert_eq!(guided(1.0), [3.0, 5.0]);
         assert_eq!(guided(0.0), [1.0, 2.0]);

@@ -4,13 +4,13 @@ use super::Run;
 use super::budget;
 use super::guidance::guide;
 use super::staleness::Staleness;
-use crate::kernels::Arena;
+use crate::kernels::{Arena, Needed};
 use crate::memory;
 use crate::model::checkpoint::{Checkpoint, TextEmbedding};
 use crate::model::exchange::{Dense, Exchange};
 use crate::model::noise::TorchGenerator;
 use crate::model::scheduler::Scheduler;
-use crate::model::tensor::Tensor;
+use crate::model::tensor::{Memory, Tensor};
 use crate::model::unet::{Conditioning, UNet};
 use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
@@ -93,6 +93,9 @@ struct BandRun<'a> {
     scheduler: Box<dyn Scheduler>,
     generator: TorchGenerator,
     latent: Latent,
+    /// Of what the network computes.
+    memory: Memory,
+    /// Of what is done with its results, on the host.
     arena: Arena,
     call: u32,
     staleness: Staleness,
@@ -117,20 +120,25 @@ impl<'a> BandRun<'a> {
             .scheduler()
             .build(plan.spec.scheduler, steps)
             .map_err(|error| Fault::new(FaultKind::InvalidRequest, error.to_string()))?;
+        if let (Some(_), Some(device)) = (plan.shard(rank), checkpoint.device()) {
+            let cause = format!(
+                "--parallelism tensor, a baseline, is computed by processors only, but {} has joined \
+                 with --device {}: leave one of them out",
+                member.name,
+                device.choice()
+            );
+            return Err(Fault::new(FaultKind::InvalidRequest, cause).into());
+        }
         let unet = match plan.shard(rank) {
             Some(shard) => Cow::Owned(checkpoint.unet().of_shard(shard)),
             None => Cow::Borrowed(checkpoint.unet()),
         };
-        let needed = budget::needed(checkpoint, &unet, plan, rank)?;
-        tracing::debug!(bytes = needed.arena, of_values = needed.values, "memory for activations");
-        let arena = Arena::sized(needed.arena).map_err(|error| {
-            let cause = format!(
-                "{} MiB for the activations of this image cannot be had: {error}; render it on more \
-                 workers, smaller, or with --decode tiled",
-                needed.arena >> 20
-            );
-            Fault::new(FaultKind::Compute, cause)
-        })?;
+        let arena = match checkpoint.device() {
+            None => planned(budget::needed(checkpoint, &unet, plan, rank)?)?,
+            Some(_) => Arena::default(),
+        };
+        let memory =
+            checkpoint.device().cloned().map_or(Memory::Host(arena.clone()), Memory::Device);
         let mut generator = TorchGenerator::new(plan.spec.seed);
         let noise = band_noise(&mut generator, plan.geometry, member.band)?;
         let latent = (noise * scheduler.init_noise_sigma())?;
@@ -146,6 +154,7 @@ impl<'a> BandRun<'a> {
             mesh,
             generator,
             latent,
+            memory,
             arena,
             scheduler,
             call: 0,
@@ -169,7 +178,7 @@ impl<'a> BandRun<'a> {
     fn encode(&mut self) -> Result<Conditioning> {
         self.enter(Phase::TextEncoding);
         self.profile();
-        let texts = texts(self.checkpoint, self.plan, self.branch, &self.arena)?;
+        let texts = texts(self.checkpoint, self.plan, self.branch, &self.memory)?;
         // A branch's first rank tells the user of words that were cut off.
         let first = self.plan.branch_of(self.rank).next() == Some(self.rank);
         for (what, text) in texts.iter().filter(|_| first) {
@@ -231,7 +240,8 @@ impl<'a> BandRun<'a> {
         calls: u32,
     ) -> Result<Tensor> {
         let input = self.scheduler.scale_model_input(index, &self.latent)?;
-        let input = activation(&self.arena, &input)?;
+        let host = Memory::Host(self.arena.clone());
+        let input = activation(&host, &input)?;
         let input = match self.plan.batch(self.rank) {
             2 => Tensor::cat(&[&input, &input], 0)?,
             _ => input,
@@ -239,10 +249,13 @@ impl<'a> BandRun<'a> {
         let call = Call(self.call);
         let both = if let Some(strip) = self.plan.strip(self.rank, call) {
             let input = naive::cut(&input, strip)?;
+            let input = self.to_network(input)?;
             let prediction = self.unet.forward(&input, timestep, conditioning, &mut Dense)?;
+            let prediction = self.on_host(prediction)?;
             naive::join(&mut self.mesh, self.plan, self.rank, call, &prediction)?
         } else {
             let last = self.call + 1 == calls;
+            let input = self.to_network(input)?;
             let from = self.staleness.enter(self.spec, &self.mesh, call);
             let mut exchange = exchange(&mut self.mesh, self.plan, (call, last), from);
             let prediction = self.unet.forward(&input, timestep, conditioning, &mut *exchange)?;
@@ -250,9 +263,26 @@ impl<'a> BandRun<'a> {
             self.mesh.leave()?;
             let (place, sites) = ((self.plan, self.rank), self.checkpoint.sites());
             self.staleness.leave(&mut self.mesh, place, sites, (call, last))?;
+            let prediction = self.on_host(prediction)?;
             rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?
         };
         guide(&both, self.spec.guidance)
+    }
+
+    /// `x`, made on the host, where the network reads it.
+    fn to_network(&self, x: Tensor) -> Result<Tensor> {
+        match &self.memory {
+            Memory::Host(_) => Ok(x),
+            device @ Memory::Device(_) => Tensor::new(device, x.view(), x.shape()),
+        }
+    }
+
+    /// What the network computed, on the host: the first that waits for a device in a call.
+    fn on_host(&self, x: Tensor) -> Result<Tensor> {
+        if x.on_device().is_none() {
+            return Ok(x);
+        }
+        Tensor::new(&Memory::Host(self.arena.clone()), &x.to_host()?, x.shape())
     }
 
     /// Says what was measured at each site, if that was asked for.
@@ -286,8 +316,10 @@ impl<'a> BandRun<'a> {
         self.profile();
         let started = Instant::now();
         self.mesh.check_cancelled()?;
-        let (latent, call) = (activation(&self.arena, &self.latent)?, Call(self.call));
+        let (latent, call) =
+            (activation(&Memory::Host(self.arena.clone()), &self.latent)?, Call(self.call));
         let latent = rows::to_decode(&mut self.mesh, self.plan, self.rank, call, &latent)?;
+        let latent = self.to_network(latent)?;
         let (vae, top) = (self.checkpoint.vae(), self.plan.member(self.rank));
         let top = top.map_or(0, |member| to_usize(member.decodes.top));
         let mut exchange: Box<dyn Exchange> = if self.mesh.is_alone(Stage::Decode) {
@@ -301,9 +333,10 @@ impl<'a> BandRun<'a> {
         };
         drop(exchange);
         self.report_profile(Phase::Decoding);
-        debug_assert_eq!(self.arena.mappings(), 1, "the plan of memory fell short");
+        let planned = self.checkpoint.device().is_none();
+        debug_assert!(!planned || self.arena.mappings() == 1, "the plan of memory fell short");
         let spent = self.mesh.take_spent();
-        let pixels: Vec<u8> = image.view().iter().map(|value| to_pixel(*value)).collect();
+        let pixels: Vec<u8> = image.to_host()?.iter().map(|value| to_pixel(*value)).collect();
         let message = ToCoordinator::Decoded {
             run: self.said.run,
             took_us: micros(started.elapsed()),
@@ -313,6 +346,19 @@ impl<'a> BandRun<'a> {
         self.said.say(message, Bytes::from(pixels));
         Ok(())
     }
+}
+
+/// Memory for activations, as planned.
+fn planned(needed: Needed) -> Result<Arena> {
+    tracing::debug!(bytes = needed.arena, of_values = needed.values, "memory for activations");
+    Arena::sized(needed.arena).map_err(|error| {
+        let cause = format!(
+            "{} MiB for the activations of this image cannot be had: {error}; render it on more \
+             workers, smaller, or with --decode tiled",
+            needed.arena >> 20
+        );
+        Fault::new(FaultKind::Compute, cause).into()
+    })
 }
 
 /// How this call's layers exchange: with peers' values of the call `from`, or of this one.
@@ -349,24 +395,24 @@ pub(super) fn texts(
     checkpoint: &Checkpoint,
     plan: &Plan,
     branch: Branch,
-    arena: &Arena,
+    memory: &Memory,
 ) -> Result<Vec<(&'static str, TextEmbedding)>> {
     let mut texts = Vec::new();
     if plan.is_guided() && branch != Branch::Prompt {
         let negative = plan.spec.negative.as_deref();
-        texts.push(("negative prompt", checkpoint.embed_negative(negative, arena)?));
+        texts.push(("negative prompt", checkpoint.embed_negative(negative, memory)?));
     }
     if branch != Branch::Negative {
-        texts.push(("prompt", checkpoint.embed(&plan.spec.prompt, arena)?));
+        texts.push(("prompt", checkpoint.embed(&plan.spec.prompt, memory)?));
     }
     Ok(texts)
 }
 
 /// What the network reads of a sampler's `x`.
-fn activation(arena: &Arena, x: &Latent) -> Result<Tensor> {
+fn activation(memory: &Memory, x: &Latent) -> Result<Tensor> {
     let (batch, rows, columns, channels) = x.dims4()?;
     let values = x.flatten_all()?.to_vec1::<f32>()?;
-    Tensor::new(arena, &values, [batch, rows, columns, channels])
+    Tensor::new(memory, &values, [batch, rows, columns, channels])
 }
 
 /// What the sampler reads of the network's `x`.

@@ -6,15 +6,14 @@ use super::exchange::{Place, Sites};
 use super::files::ModelFiles;
 use super::nn::Loader;
 use super::scheduler::SchedulerConfig;
-use super::tensor::Tensor;
+use super::tensor::{Memory, Tensor};
 use super::tokenizer::ClipTokenizer;
 use super::unet::config::UNetConfig;
 use super::unet::{Conditioning, TextTime, UNet};
 use super::vae::{VaeConfig, VaeDecoder};
 use super::weights::Weights;
 use super::{Error, Result};
-use crate::kernels::Arena;
-use crate::profile::Work;
+use crate::device::Device;
 use protocol::job::{Dtype, ModelCard};
 use protocol::plan::{Ask, Axis, SiteSpec, Stage};
 use serde_json::json;
@@ -67,6 +66,7 @@ pub struct Checkpoint {
     unet: UNet,
     vae: VaeDecoder,
     sites: Vec<SiteSpec>,
+    device: Option<Device>,
 }
 
 #[derive(Debug)]
@@ -92,6 +92,15 @@ impl Checkpoint {
     /// # Errors
     /// Names the file, and the key or tensor, that is missing, corrupt or not supported.
     pub fn load(files: &ModelFiles, dtype: Dtype) -> Result<Self> {
+        Self::load_on(files, dtype, None)
+    }
+
+    /// As [`Self::load`], for `device` to compute with, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; or if the device has no room for it.
+    pub fn load_on(files: &ModelFiles, dtype: Dtype, device: Option<&Device>) -> Result<Self> {
+        let held = (dtype, device);
         let index = config(files, "model_index.json")?;
         let (family, zero_empty_negative) = read_index(&index)?;
         let mut hasher = blake3::Hasher::new();
@@ -100,14 +109,14 @@ impl Checkpoint {
         let suffixes: &[&str] = if family == Family::Sdxl { &["", "_2"] } else { &[""] };
         let mut encoders = Vec::new();
         for suffix in suffixes {
-            let encoder = TextEncoder::load(files, suffix, dtype, &mut hasher)?;
+            let encoder = TextEncoder::load(files, suffix, held, &mut hasher)?;
             bytes += encoder.clip.bytes();
             encoders.push(encoder);
         }
         // 2. UNet and VAE, whose exchange points are numbered in this order.
         let sites = RefCell::new(Sites::default());
         let unet_config = UNetConfig::read(&config(files, "unet/config.json")?)?;
-        let part = Part { files, dtype, sites: &sites };
+        let part = Part { files, held, sites: &sites };
         let (unet, unet_weights) = part.unet(unet_config)?;
         let (vae, vae_weights) = part.vae(VaeConfig::read(&config(files, "vae/config.json")?)?)?;
         unet_weights.hash_into(&mut hasher);
@@ -142,13 +151,30 @@ impl Checkpoint {
         card.digest = hasher.finalize().to_hex().to_string();
         card.weight_bytes = bytes as u64;
         let sites = sites.into_inner().into_specs();
-        Ok(Self { card, family, zero_empty_negative, encoders, scheduler, unet, vae, sites })
+        let device = device.cloned();
+        Ok(Self {
+            card,
+            family,
+            zero_empty_negative,
+            encoders,
+            scheduler,
+            unet,
+            vae,
+            sites,
+            device,
+        })
     }
 
     /// What others need to know of it.
     #[must_use]
     pub fn card(&self) -> &ModelCard {
         &self.card
+    }
+
+    /// The device that it computes on, if it is not the processor with our own kernels.
+    #[must_use]
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
     }
 
     /// Its exchange points.
@@ -181,17 +207,17 @@ impl Checkpoint {
         self.encoders.iter().map(|encoder| encoder.tokenizer.encode(prompt).ids).collect()
     }
 
-    /// Encodes a prompt, in the memory of `arena`.
+    /// Encodes a prompt, in `memory`.
     ///
     /// # Errors
     /// If the tokenizer and the encoder do not fit together.
-    pub fn embed(&self, prompt: &str, arena: &Arena) -> Result<TextEmbedding> {
+    pub fn embed(&self, prompt: &str, memory: &Memory) -> Result<TextEmbedding> {
         let mut tokens = Vec::new();
         let mut pooled = None;
         let mut truncated = None;
         for encoder in &self.encoders {
             let text = encoder.tokenizer.encode(prompt);
-            let encoded = encoder.clip.encode(&text.ids, arena)?;
+            let encoded = encoder.clip.encode(&text.ids, memory)?;
             tokens.push(match self.family {
                 Family::Sdxl => encoded.penultimate,
                 Family::Sd => encoded.last,
@@ -210,8 +236,8 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the tokenizer and the encoder do not fit together.
-    pub fn embed_negative(&self, negative: Option<&str>, arena: &Arena) -> Result<TextEmbedding> {
-        let embedding = self.embed(negative.unwrap_or_default(), arena)?;
+    pub fn embed_negative(&self, negative: Option<&str>, memory: &Memory) -> Result<TextEmbedding> {
+        let embedding = self.embed(negative.unwrap_or_default(), memory)?;
         if negative.is_some() || !self.zero_empty_negative {
             return Ok(embedding);
         }
@@ -313,13 +339,13 @@ fn read_scheduler(files: &ModelFiles, path: &str) -> Result<SchedulerConfig> {
 /// What UNet and VAE are loaded with.
 struct Part<'a> {
     files: &'a ModelFiles,
-    dtype: Dtype,
+    held: (Dtype, Option<&'a Device>),
     sites: &'a RefCell<Sites>,
 }
 
 impl Part<'_> {
     fn unet(&self, config: UNetConfig) -> Result<(UNet, Weights)> {
-        let weights = Weights::open(self.files, "unet", "diffusion_pytorch_model", self.dtype)?;
+        let weights = Weights::open(self.files, "unet", "diffusion_pytorch_model", self.held)?;
         let place = Place { stage: Stage::Denoise, halvings: 0 };
         let unet = UNet::load(&Loader::new(&weights, self.sites, place), config)?;
         weights.finish(|_| false)?;
@@ -327,7 +353,7 @@ impl Part<'_> {
     }
 
     fn vae(&self, config: VaeConfig) -> Result<(VaeDecoder, Weights)> {
-        let weights = Weights::open(self.files, "vae", "diffusion_pytorch_model", self.dtype)?;
+        let weights = Weights::open(self.files, "vae", "diffusion_pytorch_model", self.held)?;
         let place = Place { stage: Stage::Decode, halvings: 0 };
         let vae = VaeDecoder::load(&Loader::new(&weights, self.sites, place), config)?;
         weights.finish(|name| name.starts_with("encoder.") || name.starts_with("quant_conv."))?;
@@ -339,7 +365,7 @@ impl TextEncoder {
     fn load(
         files: &ModelFiles,
         suffix: &str,
-        dtype: Dtype,
+        held: (Dtype, Option<&Device>),
         hasher: &mut blake3::Hasher,
     ) -> Result<Self> {
         let tokens = |name: &str| files.read(&format!("tokenizer{suffix}/{name}"));
@@ -354,7 +380,7 @@ impl TextEncoder {
         })?;
         let part = format!("text_encoder{suffix}");
         let config = ClipConfig::read(&config(files, &format!("{part}/config.json"))?)?;
-        let weights = Weights::open(files, &part, "model", dtype)?;
+        let weights = Weights::open(files, &part, "model", held)?;
         // Text encoders are not banded: they exchange nothing.
         let sites = RefCell::new(Sites::default());
         let place = Place { stage: Stage::Input, halvings: 0 };
@@ -424,5 +450,5 @@ impl Facts<'_> {
 }
 
 fn zeros_like(x: &Tensor) -> Result<Tensor> {
-    x.map(Work::Pointwise, |_| 0.0)
+    x.affine(0.0, 0.0)
 }

@@ -6,10 +6,10 @@ use super::nn::Loader;
 use super::nn::attention::attend;
 use super::nn::layer_norm::LayerNorm;
 use super::nn::linear::{Finish, Linear};
-use super::tensor::Tensor;
+use super::tensor::{Memory, Tensor};
 use super::weights::Values;
 use super::{Error, Result};
-use crate::kernels::{Activation, Arena};
+use crate::kernels::Activation;
 use serde_json::json;
 
 /// What a text encoder's configuration says.
@@ -153,12 +153,12 @@ impl ClipText {
             + self.text_projection.as_ref().map_or(0, Linear::bytes)
     }
 
-    /// Encodes one prompt's tokens, in the memory of `arena`.
+    /// Encodes one prompt's tokens, in `memory`.
     ///
     /// # Errors
     /// If a token is outside the vocabulary, or there are more than the encoder has positions.
-    pub fn encode(&self, ids: &[u32], arena: &Arena) -> Result<Encoded> {
-        let mut x = self.embed(ids, arena)?;
+    pub fn encode(&self, ids: &[u32], memory: &Memory) -> Result<Encoded> {
+        let mut x = self.embed(ids, memory)?;
         let mut penultimate = x.clone();
         for layer in &self.layers {
             penultimate = x.clone();
@@ -172,7 +172,7 @@ impl ClipText {
         Ok(Encoded { last, penultimate, pooled: pooled.transpose()? })
     }
 
-    fn embed(&self, ids: &[u32], arena: &Arena) -> Result<Tensor> {
+    fn embed(&self, ids: &[u32], memory: &Memory) -> Result<Tensor> {
         let channels = self.config.channels;
         if ids.len() > self.config.tokens {
             return Err(Error::Checkpoint(format!(
@@ -193,7 +193,7 @@ impl ClipText {
             self.token_embedding.widen_row(id, row);
         }
         out.iter_mut().zip(&self.position_embedding).for_each(|(value, place)| *value += place);
-        Tensor::new(arena, &out, [1, ids.len(), channels])
+        Tensor::new(memory, &out, [1, ids.len(), channels])
     }
 }
 

@@ -8,11 +8,12 @@
 
 mod rows;
 
-pub use rows::Rows;
+pub use rows::{Rows, dtype};
 
-use super::Result;
-use super::tensor::Tensor;
+use super::tensor::{OnDevice, Tensor};
+use super::{Error, Result};
 use crate::kernels::Moment;
+use crate::profile::Work;
 use protocol::plan::{Ask, SiteSpec, Stage};
 use protocol::{Fault, FaultKind, Site};
 use std::fmt;
@@ -30,6 +31,16 @@ pub trait Exchange: fmt::Debug {
     /// # Errors
     /// If a peer is lost or the run is cancelled.
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments>;
+
+    /// The same, of statistics that a device computed; by default they are waited for, and the host's
+    /// answer is copied back.
+    ///
+    /// # Errors
+    /// If a peer is lost or the run is cancelled.
+    fn moments_on_device(&mut self, site: Site, own: &DeviceMoments) -> Result<DeviceMoments> {
+        let whole = self.moments(site, &own.to_host()?)?;
+        own.like(&whole)
+    }
 
     /// `own` [batch, tokens, channels] of the whole image, band by band in row order, each where it
     /// lies; the own part is always this call's.
@@ -79,6 +90,51 @@ pub struct Moments {
     pub groups: Vec<Moment>,
 }
 
+/// Statistics of normalisation groups in a device's memory.
+#[derive(Clone, Debug)]
+pub struct DeviceMoments {
+    /// How many values each group has.
+    pub count: f64,
+    /// Mean and sum of squared deviations, [batch x groups, 2].
+    pub groups: Tensor,
+}
+
+impl DeviceMoments {
+    /// They, as the device knows them.
+    ///
+    /// # Errors
+    /// If they are in the host's memory.
+    pub fn on_device(&self) -> Result<OnDevice<'_>> {
+        let none = || Error::Shape("a device's statistics in the host's memory".to_owned());
+        self.groups.on_device().ok_or_else(none)
+    }
+
+    /// They, waited for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_host(&self) -> Result<Moments> {
+        let values = self.groups.to_host()?;
+        let (pairs, _) = values.as_chunks::<2>();
+        let groups = pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect();
+        Ok(Moments { count: self.count, groups })
+    }
+
+    /// `moments` on the same device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn like(&self, moments: &Moments) -> Result<Self> {
+        let groups = self.groups.make_on_host(Work::Copy, self.groups.shape(), |out| {
+            for (out, moment) in out.chunks_exact_mut(2).zip(&moments.groups) {
+                out.copy_from_slice(&[moment.mean, moment.m2]);
+            }
+            Ok(())
+        })?;
+        Ok(Self { count: moments.count, groups })
+    }
+}
+
 /// The whole image is this band: what lies beyond it is its border.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dense;
@@ -89,6 +145,10 @@ impl Exchange for Dense {
     }
 
     fn moments(&mut self, _: Site, own: &Moments) -> Result<Moments> {
+        Ok(own.clone())
+    }
+
+    fn moments_on_device(&mut self, _: Site, own: &DeviceMoments) -> Result<DeviceMoments> {
         Ok(own.clone())
     }
 

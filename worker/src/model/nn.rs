@@ -10,10 +10,12 @@ pub mod layer_norm;
 pub mod linear;
 pub mod shard;
 
-use super::Result;
 use super::exchange::{Place, Sites};
 use super::weights::{Values, Weights};
+use super::{Error, Result};
+use crate::device::{Array, Device};
 use crate::kernels::Arithmetic;
+use candle_core::DType;
 use protocol::Site;
 use protocol::plan::Ask;
 use std::cell::RefCell;
@@ -61,6 +63,33 @@ impl<'a> Loader<'a> {
     #[must_use]
     pub fn arithmetic(&self) -> Arithmetic {
         if self.exact { Arithmetic::F32 } else { self.weights.arithmetic() }
+    }
+
+    /// The device that layers here compute on, if it is not the processor with our own kernels.
+    #[must_use]
+    pub fn device(&self) -> Option<&'a Device> {
+        self.weights.device()
+    }
+
+    /// `values` on that device, in the type that it computes in here.
+    ///
+    /// # Errors
+    /// If there is no such device, or it has no room for them.
+    pub fn array(&self, values: Values, shape: &[usize]) -> Result<Array> {
+        let none = || Error::Shape("a layer for a device, where there is none".to_owned());
+        let (device, dtype) = (self.device().ok_or_else(none)?, self.weights.computed());
+        let dtype = if self.exact { DType::F32 } else { dtype };
+        Ok(values.into_array(shape, device)?.to_dtype(dtype)?)
+    }
+
+    /// A layer's small parameters there, as f32, if layers compute on a device.
+    ///
+    /// # Errors
+    /// If it has no room for them.
+    pub fn parameters(&self, values: [&[f32]; 2]) -> Result<Option<[Array; 2]>> {
+        let Some(device) = self.device() else { return Ok(None) };
+        let [first, second] = values.map(|values| device.upload(values, &[values.len()]));
+        Ok(Some([first?, second?]))
     }
 
     /// Where the layer stands.

@@ -1,13 +1,14 @@
-//! Activations: contiguous f32 values and their shape, in an arena of the host's memory.
+//! Activations: contiguous values and their shape, as f32 in an arena of the host's memory, or on a device.
 //!
-//! A layer's result is made in the memory of its input ([`Tensor::make`]), so whoever makes the first
-//! tensor of a call decides where all are; and in a planning arena nothing is computed, but what the
-//! call needs is counted.
+//! A layer's result is made in the memory of its input ([`Tensor::make`], [`Tensor::on_device`]), so
+//! whoever makes the first tensor of a call decides where all are, and what computes them; and in a
+//! planning arena nothing is computed, but what the call needs is counted.
 
 use super::{Error, Result};
+use crate::device::{Array, Device};
 use crate::kernels::{Arena, Block};
 use crate::profile::{self, Work};
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,7 +19,62 @@ const RANK_MAX: usize = 4;
 #[derive(Clone)]
 pub struct Tensor {
     dims: Dims,
-    values: Arc<Block>,
+    values: Values,
+}
+
+#[derive(Clone)]
+enum Values {
+    Host(Arc<Block>),
+    Device(Device, Array),
+}
+
+/// Where tensors are made.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    /// In the host's memory: our own kernels compute.
+    Host(Arena),
+    /// On a device, which computes.
+    Device(Device),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Host(Arena::default())
+    }
+}
+
+impl From<Arena> for Memory {
+    fn from(arena: Arena) -> Self {
+        Self::Host(arena)
+    }
+}
+
+/// A tensor's values on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct OnDevice<'a> {
+    /// Where they are.
+    pub device: &'a Device,
+    /// They.
+    pub values: &'a Array,
+}
+
+impl OnDevice<'_> {
+    /// What `compute` makes, on the same device. While a profile is taken, it is waited for.
+    ///
+    /// # Errors
+    /// As `compute`, or if it makes something of more dimensions than tensors have.
+    pub fn make(
+        &self,
+        work: Work,
+        compute: impl FnOnce() -> candle_core::Result<Array>,
+    ) -> Result<Tensor> {
+        let _timed = profile::span(work);
+        let made = compute()?;
+        if profile::is_wanted() {
+            self.device.finish()?;
+        }
+        Tensor::of_array(self.device, made)
+    }
 }
 
 /// Up to four dimensions, the outermost first.
@@ -66,27 +122,34 @@ impl fmt::Debug for Tensor {
 }
 
 impl Tensor {
-    /// A tensor of these values in `arena`.
+    /// A tensor of these values in `memory`.
     ///
     /// # Errors
-    /// If their number is not the shape's.
-    pub fn new(arena: &Arena, values: &[f32], dims: impl Into<Dims>) -> Result<Self> {
+    /// If their number is not the shape's, or the device has no room for them.
+    pub fn new(memory: &Memory, values: &[f32], dims: impl Into<Dims>) -> Result<Self> {
         let dims = dims.into();
         if dims.count() != values.len() {
             return Err(Error::Shape(format!("{} values for a tensor of {dims:?}", values.len())));
         }
-        let mut block = arena.take(values.len());
-        if !arena.is_planning() {
-            block.copy_from_slice(values);
+        match memory {
+            Memory::Host(arena) => {
+                let mut block = arena.take(values.len());
+                if !arena.is_planning() {
+                    block.copy_from_slice(values);
+                }
+                Ok(Self { dims, values: Values::Host(Arc::new(block)) })
+            }
+            Memory::Device(device) => {
+                Self::of_array(device, device.upload(values, dims.as_slice())?)
+            }
         }
-        Ok(Self { dims, values: Arc::new(block) })
     }
 
-    /// A tensor in the memory of this one, whose values `fill` computes: all of them, for they begin as
-    /// whatever was there. Where memory is only planned, it is not asked to.
+    /// A tensor in the host's memory, where this one is, whose values `fill` computes: all of them, for
+    /// they begin as whatever was there. Where memory is only planned, it is not asked to.
     ///
     /// # Errors
-    /// As `fill`.
+    /// As `fill`; or if this one is on a device.
     pub fn make(
         &self,
         work: Work,
@@ -94,12 +157,33 @@ impl Tensor {
         fill: impl FnOnce(&mut [f32]) -> Result<()>,
     ) -> Result<Self> {
         let dims = dims.into();
-        let mut block = self.arena().take(dims.count());
+        let Values::Host(block) = &self.values else {
+            let cause = format!("{work:?} of {:?} is not known to the device", self.dims);
+            return Err(Error::Shape(cause));
+        };
+        let mut block = block.arena().take(dims.count());
         if !self.is_planned() {
             let _timed = profile::span(work);
             fill(&mut block)?;
         }
-        Ok(Self { dims, values: Arc::new(block) })
+        Ok(Self { dims, values: Values::Host(Arc::new(block)) })
+    }
+
+    /// As [`Self::make`], of a tensor that may be on a device: what the host computed is copied there.
+    ///
+    /// # Errors
+    /// As `fill`; or if the device has no room for them.
+    pub fn make_on_host(
+        &self,
+        work: Work,
+        dims: impl Into<Dims>,
+        fill: impl FnOnce(&mut [f32]) -> Result<()>,
+    ) -> Result<Self> {
+        let dims = dims.into();
+        let Values::Device(device, _) = &self.values else { return self.make(work, dims, fill) };
+        let mut values = vec![0.0; dims.count()];
+        fill(&mut values)?;
+        Self::of_array(device, device.upload(&values, dims.as_slice())?)
     }
 
     /// What was put into `block`, in this shape.
@@ -111,7 +195,19 @@ impl Tensor {
         if dims.count() != block.room() {
             return Err(Error::Shape(format!("{} values for {dims:?}", block.room())));
         }
-        Ok(Self { dims, values: Arc::new(block) })
+        Ok(Self { dims, values: Values::Host(Arc::new(block)) })
+    }
+
+    /// What `device` computed.
+    ///
+    /// # Errors
+    /// If it has more dimensions than tensors here.
+    pub fn of_array(device: &Device, values: Array) -> Result<Self> {
+        let (mut sizes, rank) = ([1; RANK_MAX], values.rank());
+        let room = sizes.get_mut(..rank);
+        let room = room.ok_or_else(|| Error::Shape(format!("{:?} dimensions", values.dims())))?;
+        room.copy_from_slice(values.dims());
+        Ok(Self { dims: Dims { sizes, rank }, values: Values::Device(device.clone(), values) })
     }
 
     /// The same values in another shape.
@@ -123,25 +219,58 @@ impl Tensor {
         if dims.count() != self.dims.count() {
             return Err(Error::Shape(format!("{:?} cannot become {dims:?}", self.dims)));
         }
-        Ok(Self { dims, values: Arc::clone(&self.values) })
+        let values = match &self.values {
+            Values::Host(block) => Values::Host(Arc::clone(block)),
+            Values::Device(device, values) => {
+                Values::Device(device.clone(), values.reshape(dims.as_slice())?)
+            }
+        };
+        Ok(Self { dims, values })
     }
 
     /// The memory it is in.
     #[must_use]
-    pub fn arena(&self) -> &Arena {
-        self.values.arena()
+    pub fn memory(&self) -> Memory {
+        match &self.values {
+            Values::Host(block) => Memory::Host(block.arena().clone()),
+            Values::Device(device, _) => Memory::Device(device.clone()),
+        }
     }
 
     /// Whether it has a shape, but no values.
     #[must_use]
     pub fn is_planned(&self) -> bool {
-        self.values.is_empty() && self.dims.count() > 0
+        matches!(&self.values, Values::Host(block) if block.is_empty() && self.dims.count() > 0)
     }
 
-    /// Its values, the last dimension's next to each other. None where they are only planned.
+    /// Its values on a device, if they are on one.
+    #[must_use]
+    pub fn on_device(&self) -> Option<OnDevice<'_>> {
+        match &self.values {
+            Values::Host(_) => None,
+            Values::Device(device, values) => Some(OnDevice { device, values }),
+        }
+    }
+
+    /// Its values in the host's memory, the last dimension's next to each other. None where they are
+    /// only planned, or on a device.
     #[must_use]
     pub fn view(&self) -> &[f32] {
-        &self.values
+        match &self.values {
+            Values::Host(block) => block,
+            Values::Device(..) => &[],
+        }
+    }
+
+    /// Its values, wherever they are: a device's are waited for.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn to_host(&self) -> Result<Cow<'_, [f32]>> {
+        match &self.values {
+            Values::Host(block) => Ok(Cow::Borrowed(block)),
+            Values::Device(device, values) => Ok(Cow::Owned(device.download(values)?)),
+        }
     }
 
     /// Its dimensions.
@@ -200,6 +329,9 @@ impl Tensor {
         if count == size {
             return Ok(self.clone());
         }
+        if let Some(x) = self.on_device() {
+            return x.make(Work::Copy, || x.values.narrow(dim, from, count)?.contiguous());
+        }
         let inner: usize = self.dims()[dim + 1..].iter().product();
         self.make(Work::Copy, self.dims.with(dim, count), |out| {
             let parts = self.view().chunks_exact(size * inner);
@@ -228,6 +360,10 @@ impl Tensor {
             let cause = format!("{:?} and {:?} do not join along {dim}", first.dims, other.dims);
             return Err(Error::Shape(cause));
         }
+        if let Some(x) = first.on_device() {
+            let parts: Vec<&Array> = parts.iter().filter_map(|part| part.array()).collect();
+            return x.make(Work::Copy, || Array::cat(&parts, dim));
+        }
         let size = parts.iter().map(|part| part.dims.sizes[dim]).sum();
         let inner: usize = first.dims()[dim + 1..].iter().product();
         first.make(Work::Copy, first.dims.with(dim, size), |out| {
@@ -242,13 +378,22 @@ impl Tensor {
         })
     }
 
-    /// The values that `change` makes of each.
+    /// The array of one that is on a device.
+    fn array(&self) -> Option<&Array> {
+        self.on_device().map(|x| x.values)
+    }
+
+    /// Each value times `scale` plus `shift`.
     ///
     /// # Errors
-    /// As [`Self::make`].
-    pub fn map(&self, work: Work, change: impl Fn(f32) -> f32) -> Result<Self> {
-        self.make(work, self.dims, |out| {
-            out.iter_mut().zip(self.view()).for_each(|(out, value)| *out = change(*value));
+    /// If the device fails.
+    pub fn affine(&self, scale: f32, shift: f32) -> Result<Self> {
+        if let Some(x) = self.on_device() {
+            return x.make(Work::Pointwise, || x.values.affine(scale.into(), shift.into()));
+        }
+        self.make(Work::Pointwise, self.dims, |out| {
+            let values = out.iter_mut().zip(self.view());
+            values.for_each(|(out, value)| *out = value * scale + shift);
             Ok(())
         })
     }
@@ -261,7 +406,7 @@ mod tests {
 
     fn counting(dims: [usize; 3]) -> Tensor {
         let values: Vec<f32> = (0..dims.iter().product::<usize>()).map(|at| at as f32).collect();
-        Tensor::new(&Arena::default(), &values, dims).unwrap()
+        Tensor::new(&Memory::default(), &values, dims).unwrap()
     }
 
     #[test]
@@ -279,7 +424,7 @@ mod tests {
 
     #[test]
     fn what_is_planned_has_a_shape_only() {
-        let plan = Arena::planning();
+        let plan = Memory::from(Arena::planning());
         let x = Tensor::new(&plan, &[1.0; 6], [2, 3]).unwrap();
         let never = |_: &mut [f32]| -> Result<()> { panic!("nothing is computed") };
         let y = x.make(Work::Copy, [3, 3], never).unwrap();

@@ -194,8 +194,11 @@ impl UNet {
     fn time(&self, x: &Tensor, timestep: f32, conditioning: &Conditioning) -> Result<Tensor> {
         let embedded = self.config.time.embed(timestep).repeat(conditioning.batch);
         let shape = [conditioning.batch, self.config.time.channels];
-        let embedded = Tensor::new(x.arena(), &embedded, shape)?;
+        let embedded = Tensor::new(&x.memory(), &embedded, shape)?;
         let time = self.time_embedding.forward(&embedded, conditioning.added.as_ref())?;
+        if let Some(time) = time.on_device() {
+            return time.make(Work::Pointwise, || time.values.silu());
+        }
         time.make(Work::Pointwise, time.shape(), |out| {
             kernels::silu(Isa::best(), out, time.view());
             Ok(())
@@ -214,8 +217,9 @@ fn beside(pooled: &Tensor, sizes: &[f32], width: usize) -> Result<Tensor> {
             channels + sizes.len()
         )));
     }
-    pooled.make(Work::Copy, [batch, width], |out| {
-        for (out, row) in out.chunks_exact_mut(width).zip(pooled.view().chunks(channels)) {
+    let rows = pooled.to_host()?;
+    pooled.make_on_host(Work::Copy, [batch, width], |out| {
+        for (out, row) in out.chunks_exact_mut(width).zip(rows.chunks(channels)) {
             out[..channels].copy_from_slice(row);
             out[channels..].copy_from_slice(sizes);
         }

@@ -14,7 +14,6 @@ use super::nn::group_norm::GroupNorm;
 use super::nn::linear::Linear;
 use super::tensor::Tensor;
 use super::unet::resnet::{ResnetBlock, ResnetShape, Upsample};
-use crate::profile::Work;
 use protocol::Site;
 use protocol::plan::{Ask, Stage};
 
@@ -109,7 +108,7 @@ impl VaeDecoder {
         // 1. Undo the scaling that made the latent fit for diffusion.
         let (scale, shift) = (1.0 / self.config.scaling_factor, self.config.shift_factor);
         let (scale, shift) = (scale as f32, shift as f32);
-        let mut x = latent.map(Work::Pointwise, |value| value * scale + shift)?;
+        let mut x = latent.affine(scale, shift)?;
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }

@@ -2,7 +2,9 @@
 
 use super::files::{Blob, ModelFiles};
 use super::{Error, Result};
+use crate::device::{Array, Device};
 use crate::kernels::{Arithmetic, Isa, Stored};
+use candle_core::DType;
 use half::{bf16, f16};
 use protocol::job::Dtype;
 use safetensors::tensor::{Dtype as FileDtype, Metadata};
@@ -19,6 +21,7 @@ pub struct Weights {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
     dtype: Dtype,
+    device: Option<Device>,
     used: RefCell<BTreeMap<String, Use>>,
 }
 
@@ -59,14 +62,22 @@ impl Weights {
     /// Finds the weights in `part`'s folder, with `stem` as the file name before its endings:
     /// one file or shards named by an index, with or without the `fp16` variant mark.
     ///
+    /// Layers are to compute on `device`, if there is one.
+    ///
     /// # Errors
     /// If there are none, or a header is corrupt.
-    pub fn open(files: &ModelFiles, part: &str, stem: &str, dtype: Dtype) -> Result<Self> {
+    pub fn open(
+        files: &ModelFiles,
+        part: &str,
+        stem: &str,
+        (dtype, device): (Dtype, Option<&Device>),
+    ) -> Result<Self> {
         let mut weights = Self {
             part: part.to_owned(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             dtype,
+            device: device.cloned(),
             used: RefCell::default(),
         };
         for ending in ["safetensors", "fp16.safetensors"] {
@@ -263,6 +274,37 @@ impl Weights {
         }
     }
 
+    /// The device that layers compute on, if it is not the processor with our own kernels.
+    #[must_use]
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    /// The type that a device computes in: that of the weights, but for the decoder, which is made for
+    /// f32 (`force_upcast`).
+    #[must_use]
+    pub fn computed(&self) -> DType {
+        let stored = || {
+            let values = |dtype| {
+                let entries = self.tensors.values().filter(move |entry| entry.dtype == dtype);
+                entries.map(|entry| entry.len).sum::<usize>()
+            };
+            let types = [FileDtype::F32, FileDtype::F16, FileDtype::BF16];
+            types.into_iter().max_by_key(|dtype| values(*dtype))
+        };
+        match self.dtype {
+            _ if self.part == "vae" => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F32 | Dtype::Int8 => DType::F32,
+            Dtype::Auto => match stored() {
+                Some(FileDtype::F16) => DType::F16,
+                Some(FileDtype::BF16) => DType::BF16,
+                _ => DType::F32,
+            },
+        }
+    }
+
     /// The type most of the loaded values are held in.
     #[must_use]
     pub fn main_dtype(&self) -> Dtype {
@@ -296,6 +338,19 @@ impl Values {
             Self::F16(values) => Stored::F16(values),
             Self::Bf16(values) => Stored::Bf16(values),
         }
+    }
+
+    /// The values on `device`, as they are.
+    ///
+    /// # Errors
+    /// If they do not fit the shape, or the device has no room for them.
+    pub fn into_array(self, shape: &[usize], device: &Device) -> Result<Array> {
+        let device = device.candle();
+        Ok(match self {
+            Self::F32(values) => Array::from_vec(values, shape, device),
+            Self::F16(values) => Array::from_vec(values, shape, device),
+            Self::Bf16(values) => Array::from_vec(values, shape, device),
+        }?)
     }
 
     /// The values, widened.

@@ -1,14 +1,20 @@
 //! Answers of the previous call: peers' values were sent while they computed, so nobody waits.
 
-use super::mesh::{Mesh, Needed};
+use super::mesh::Mesh;
+use super::outbox::{Needed, Outgoing};
 use super::synchronous::{
     Synchronous, post_edges, post_moments, post_tokens, receive_edges, receive_moments,
-    receive_tokens, watch_edges, watch_moments, watch_tokens, with_variance,
+    receive_peers_moments, receive_tokens, watch_edges, watch_moments, watch_tokens, with_variance,
+    with_variance_on_device,
 };
+use crate::device::norm;
 use crate::kernels::Moment;
 use crate::model::Result;
-use crate::model::exchange::{Exchange, Halo, Moments, Rows};
+use crate::model::exchange::{DeviceMoments, Exchange, Halo, Moments, Rows};
 use crate::model::tensor::Tensor;
+use crate::profile::Work;
+use bytemuck::cast_slice;
+use candle_core::DType;
 use protocol::job::Mode;
 use protocol::{Call, Site};
 
@@ -58,7 +64,7 @@ impl Exchange for Displaced<'_> {
         if matches!(self.mode, Mode::SyncGn | Mode::FullSync) {
             return Synchronous::new(self.mesh, self.call).moments(site, own);
         }
-        watch_moments(self.mesh, site, own)?;
+        watch_moments(self.mesh, site, || Ok(own.clone()))?;
         let whole = match self.mode {
             // The mean of what all ranks had, plus how the own band changed since.
             Mode::Corrected => {
@@ -72,6 +78,27 @@ impl Exchange for Displaced<'_> {
         Ok(with_variance(self.mesh.gn_variance(), own, whole))
     }
 
+    /// The same as [`Self::moments`], but for what waits for nobody: the device adds its own statistics
+    /// to what the host knows of the peers' stale ones.
+    fn moments_on_device(&mut self, site: Site, own: &DeviceMoments) -> Result<DeviceMoments> {
+        if matches!(self.mode, Mode::SyncGn | Mode::FullSync) {
+            return Synchronous::new(self.mesh, self.call).moments_on_device(site, own);
+        }
+        watch_moments(self.mesh, site, || own.to_host())?;
+        let before = match self.mode {
+            Mode::Corrected => self.mesh.remember_on_device(site, own),
+            Mode::Stale => None,
+            _ => return Ok(own.clone()),
+        };
+        let stale = receive_peers_moments(self.mesh, site, self.from, own.count)?;
+        if self.posts {
+            self.mesh.post_all(site, self.call, Outgoing::of(&own.groups), Needed::Later)?;
+        }
+        let count = own.count + stale.iter().map(|band| band.count).sum::<f64>();
+        let whole = on_device(&stale, before.as_ref().unwrap_or(own), own, count)?;
+        with_variance_on_device(self.mesh.gn_variance(), own.count, whole)
+    }
+
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
         watch_tokens(self.mesh, site, own)?;
         let all = receive_tokens(self.mesh, site, self.from, own)?;
@@ -80,6 +107,33 @@ impl Exchange for Displaced<'_> {
         }
         Ok(all)
     }
+}
+
+/// [`corrected`] on a device, of the peers' statistics and of the own ones, before and now: groups of
+/// the whole image have `count` values.
+fn on_device(
+    peers: &[Moments],
+    before: &DeviceMoments,
+    own: &DeviceMoments,
+    count: f64,
+) -> Result<DeviceMoments> {
+    let mut shares = vec![0.0; own.groups.elem_count()];
+    for band in peers {
+        for (group, share) in shares.chunks_exact_mut(2).enumerate() {
+            let (mean, square) = raw(band, group);
+            share[0] += mean * band.count / count;
+            share[1] += square * band.count / count;
+        }
+    }
+    let (now, before) = (own.on_device()?, before.on_device()?.values);
+    let groups = now.make(Work::Norm, || {
+        let shares = now.device.bring(cast_slice(&shares), DType::F64, now.values.dims())?;
+        // What the own band adds: its share of before, and how it changed since.
+        let share = (norm::raw(before, own.count)? * (own.count / count - 1.0))?;
+        let raw = ((norm::raw(now.values, own.count)? + share)? + shares)?;
+        norm::of_raw(&raw, count, now.values, own.count)
+    })?;
+    Ok(DeviceMoments { count, groups })
 }
 
 /// Mean and mean of squares of a group, in f64: a difference of large squares is taken below.

@@ -2,11 +2,11 @@
 
 use super::drift::Drift;
 use super::group::Group;
+use super::outbox::{Address, Needed, Outbox, Outgoing};
 use super::slots::Slots;
 use super::wire;
-use crate::kernels::Arena;
 use crate::model::Result;
-use crate::model::exchange::Moments;
+use crate::model::exchange::{DeviceMoments, Moments};
 use crate::model::tensor::Tensor;
 use crate::profile::{self, Work};
 use bytes::Bytes;
@@ -25,15 +25,6 @@ use tokio::sync::oneshot;
 /// one: group statistics, a few hundred bytes from each of dozens of norms.
 const RIDER_BYTES_MAX: usize = 4 << 10;
 
-/// When the peer needs a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Needed {
-    /// In the call it is of: it waits for it.
-    Now,
-    /// In the call after.
-    Later,
-}
-
 /// The links of one rank, and what came over them.
 #[derive(Debug)]
 pub struct Mesh {
@@ -46,10 +37,10 @@ pub struct Mesh {
     peers: Vec<Peer>,
     slots: Slots,
     own_moments: BTreeMap<Site, Moments>,
+    own_on_device: BTreeMap<Site, DeviceMoments>,
     drift: Option<Drift>,
     posted: Vec<u64>,
-    /// What was posted last for each site, to one peer and to another: its memory is used again.
-    sent: Vec<[Bytes; 2]>,
+    outbox: Outbox,
     riders: Vec<Vec<(Slot, Call, Bytes)>>,
     now: Call,
     keeps_all: bool,
@@ -121,12 +112,13 @@ impl Mesh {
             gn_variance: plan.spec.gn_variance,
             slots: Slots::new(peers.len(), sites.len()),
             posted: vec![0; sites.len()],
-            sent: vec![Default::default(); sites.len()],
+            outbox: Outbox::new(sites.len()),
             riders: vec![Vec::new(); plan.world_size()],
             now: Call(0),
             keeps_all: plan.spec.mode == Mode::NoSync,
             peers,
             own_moments: BTreeMap::new(),
+            own_on_device: BTreeMap::new(),
             drift: (plan.spec.probe || plan.adapts(rank)).then(|| Drift::new(plan.spec.probe)),
             cancel: Some(cancel),
             spent: Spent::default(),
@@ -189,6 +181,15 @@ impl Mesh {
         self.own_moments.insert(site, own.clone())
     }
 
+    /// The same of statistics that are on a device.
+    pub(super) fn remember_on_device(
+        &mut self,
+        site: Site,
+        own: &DeviceMoments,
+    ) -> Option<DeviceMoments> {
+        self.own_on_device.insert(site, own.clone())
+    }
+
     /// Whether layers of `stage` have nobody to ask.
     #[must_use]
     pub fn is_alone(&self, stage: Stage) -> bool {
@@ -223,11 +224,13 @@ impl Mesh {
         self.now = call;
     }
 
-    /// Sends what still waits for a larger value to ride with: a call is over.
+    /// Sends what still waits for a larger value to ride with, or to be copied from a device: a call is
+    /// over.
     ///
     /// # Errors
-    /// If a peer is lost.
+    /// If a peer is lost, or the device fails.
     pub fn leave(&mut self) -> Result<()> {
+        self.send_arrived(true)?;
         (0..self.riders.len()).try_for_each(|peer| self.send_riders(peer))
     }
 
@@ -239,20 +242,8 @@ impl Mesh {
         call: Call,
         values: &[f32],
     ) -> Result<()> {
-        self.post_when(peer, site, call, values, Needed::Now)
-    }
-
-    /// Sends `values` to `peer`.
-    pub(super) fn post_when(
-        &mut self,
-        peer: Rank,
-        site: Site,
-        call: Call,
-        values: &[f32],
-        needed: Needed,
-    ) -> Result<()> {
-        let bytes = self.encode(site, values)?;
-        self.post_bytes(peer, site, call, bytes, needed)
+        let to = Address { peers: vec![peer], site, call };
+        self.post_to(to, Outgoing::Host(values.into()), Needed::Now)
     }
 
     /// Sends `values` to every rank that answers the layer at `site`.
@@ -260,27 +251,46 @@ impl Mesh {
         &mut self,
         site: Site,
         call: Call,
-        values: &[f32],
+        values: Outgoing<'_>,
         needed: Needed,
     ) -> Result<()> {
-        // Encoded once, and shared by all links.
-        let bytes = self.encode(site, values)?;
-        for peer in self.group(site).peers() {
-            self.post_bytes(peer, site, call, bytes.clone(), needed)?;
-        }
-        Ok(())
+        let peers = self.group(site).peers();
+        self.post_to(Address { peers, site, call }, values, needed)
     }
 
-    fn encode(&mut self, site: Site, values: &[f32]) -> Result<Bytes> {
-        let wire = self.wire(site);
-        let sent = &mut self.sent[usize::from(site.0)];
-        // One suffices but for a rank between two others, which sends each something else in a call.
-        if !sent[0].is_unique() {
-            sent.swap(0, 1);
+    /// Sends `values` to the ranks that `to` names. A device's are waited for only if they are needed
+    /// now; else they are sent when they have come, at the latest when the call is over.
+    pub(super) fn post_to(
+        &mut self,
+        to: Address,
+        values: Outgoing<'_>,
+        needed: Needed,
+    ) -> Result<()> {
+        let wire = self.wire(to.site);
+        match values {
+            Outgoing::Host(values) => {
+                // Encoded once, and shared by all links.
+                let bytes = self.outbox.encode(wire, to.site, &values)?;
+                self.send(&to, &bytes, needed)
+            }
+            Outgoing::Device(device, values) => {
+                self.outbox.stage(to, wire, (&device, &values))?;
+                self.send_arrived(needed == Needed::Now)
+            }
         }
-        let bytes = wire::encode(wire, site, values, std::mem::take(&mut sent[0]))?;
-        sent[0] = bytes.clone();
-        Ok(bytes)
+    }
+
+    fn send(&mut self, to: &Address, bytes: &Bytes, needed: Needed) -> Result<()> {
+        let each = |peer| self.post_bytes(peer, to.site, to.call, bytes.clone(), needed);
+        to.peers.iter().copied().try_for_each(each)
+    }
+
+    /// Sends what a device computed and has arrived; all of it, if it is `waited` for.
+    fn send_arrived(&mut self, waited: bool) -> Result<()> {
+        while let Some((to, bytes)) = self.outbox.arrived(waited)? {
+            self.send(&to, &bytes, Needed::Now)?;
+        }
+        Ok(())
     }
 
     fn post_bytes(
@@ -337,18 +347,20 @@ impl Mesh {
         }
     }
 
-    /// The rows that `peer` sent for `site` in `call`, [batch, rows, columns, channels], in `arena`.
+    /// The rows that `peer` sent for `site` in `call`, [batch, rows, columns, channels], in
+    /// the host's memory, as `own` is.
     pub(super) fn receive_rows(
         &mut self,
         peer: Rank,
         site: Site,
         call: Call,
-        (arena, shape): (&Arena, [usize; 4]),
+        (own, shape): (&Tensor, [usize; 4]),
     ) -> Result<Tensor> {
         let bytes = self.receive(peer, site, call)?;
-        let mut block = arena.take(shape.iter().product());
-        wire::copy(&bytes, &mut block);
-        Tensor::of(block, shape)
+        own.make(Work::Copy, shape, |out| {
+            wire::copy(&bytes, out);
+            Ok(())
+        })
     }
 
     /// Takes in whatever has landed; ready once something did.
@@ -380,23 +392,6 @@ impl Mesh {
             Fault::new(FaultKind::Cancelled, "the worker gave the run up".to_owned())
         }))
     }
-}
-
-/// Rows `from..from + count` of every image of `x` [batch, rows, columns, channels].
-pub(super) fn rows_of(
-    values: &[f32],
-    [batch, rows, columns, channels]: [usize; 4],
-    from: usize,
-    count: usize,
-) -> Vec<f32> {
-    let row = columns * channels;
-    (0..batch)
-        .flat_map(|image| {
-            let start = (image * rows + from) * row;
-            &values[start..start + count * row]
-        })
-        .copied()
-        .collect()
 }
 
 #[cfg(test)]
@@ -485,7 +480,7 @@ mod tests {
         let (norm, attention) = (Site(0), Site(1));
         let large = vec![0.0; RIDER_BYTES_MAX];
         let mut post = |site, call, values: &[f32], needed| {
-            mesh.post_all(site, Call(call), values, needed).unwrap();
+            mesh.post_all(site, Call(call), Outgoing::Host(values.into()), needed).unwrap();
             notes.take()
         };
         assert_eq!(post(norm, 0, &[1.0; 4], Needed::Now), [(0, 0)], "waited for");

@@ -47,7 +47,7 @@ pub fn join(mesh: &mut Mesh, plan: &Plan, rank: Rank, call: Call, own: &Tensor) 
                 Axis::Rows => [batch, to_usize(range.rows), columns, channels],
                 Axis::Columns => [batch, rows, to_usize(range.rows), channels],
             };
-            strips.push(mesh.receive_rows(peer, site, call, (own.arena(), shape))?);
+            strips.push(mesh.receive_rows(peer, site, call, (own, shape))?);
         }
         if !strips.is_empty() {
             branches.push(Tensor::cat(&strips, dim(axis))?);

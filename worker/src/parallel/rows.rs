@@ -1,7 +1,8 @@
 //! Whole rows of the latent between ranks: the other branch's prediction of the own band, and the
 //! rows to decode. Both are of this call and waited for; they are a few KiB.
 
-use super::mesh::{Mesh, rows_of};
+use super::mesh::Mesh;
+use super::outbox::{Address, Needed, Outgoing};
 use crate::model::Result;
 use crate::model::tensor::Tensor;
 use protocol::plan::{Ask, Band, Branch, Member, Plan, rows_sent};
@@ -62,11 +63,11 @@ type Place<'a> = (&'a Plan, Rank, Call, Ask);
 fn send(mesh: &mut Mesh, (plan, rank, call, ask): Place<'_>, own: &Tensor) -> Result<()> {
     let site = mesh.site_of(ask)?;
     let band = member(plan, rank)?.band;
-    let shape = own.sizes()?;
     for peer in plan.ranks().filter(|peer| *peer != rank) {
         if let Some(Band { top, rows }) = rows_sent(plan, ask, rank, peer) {
-            let rows = rows_of(own.view(), shape, to_usize(top - band.top), to_usize(rows));
-            mesh.post(peer, site, call, &rows)?;
+            let rows = Outgoing::rows(own, to_usize(top - band.top), to_usize(rows))?;
+            let to = Address { peers: vec![peer], site, call };
+            mesh.post_to(to, rows, Needed::Now)?;
         }
     }
     Ok(())
@@ -84,7 +85,7 @@ fn receive(
     for peer in plan.ranks().filter(|peer| *peer != rank) {
         if let Some(band) = rows_sent(plan, ask, peer, rank) {
             let shape = [batch, to_usize(band.rows), columns, channels];
-            parts.push(mesh.receive_rows(peer, site, call, (own.arena(), shape))?);
+            parts.push(mesh.receive_rows(peer, site, call, (own, shape))?);
         }
     }
     Ok(parts)

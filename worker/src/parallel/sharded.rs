@@ -1,7 +1,8 @@
 //! Tensor parallelism, a baseline: ranks hold the whole image and a part of each layer, and add up what
 //! their parts give. Every answer is of this call.
 
-use super::mesh::{Mesh, Needed};
+use super::mesh::Mesh;
+use super::outbox::{Needed, Outgoing};
 use super::wire;
 use crate::model::Result;
 use crate::model::exchange::{Dense, Exchange, Halo, Moments, Rows, SumSites};
@@ -58,7 +59,7 @@ impl Exchange for Sharded<'_> {
                 add(&mut sum, &bytemuck::pod_collect_to_vec::<u8, f32>(&summand));
             }
         }
-        self.mesh.post_all(sites.sum, self.call, &sum, Needed::Now)?;
+        self.mesh.post_all(sites.sum, self.call, Outgoing::Host((&sum).into()), Needed::Now)?;
         let mut sums = Vec::new();
         for peer in group.peers() {
             sums.push(self.mesh.receive(peer, sites.sum, self.call)?);

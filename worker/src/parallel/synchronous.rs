@@ -1,10 +1,13 @@
 //! Every answer is of this call: peers' values are waited for.
 
-use super::mesh::{Mesh, Needed, rows_of};
+use super::mesh::Mesh;
+use super::outbox::{Address, Needed, Outgoing};
+use crate::device::Array;
 use crate::kernels::Moment;
 use crate::model::Result;
-use crate::model::exchange::{Exchange, Halo, Moments, Rows};
+use crate::model::exchange::{DeviceMoments, Exchange, Halo, Moments, Rows};
 use crate::model::tensor::Tensor;
+use crate::profile::Work;
 use protocol::job::GnVariance;
 use protocol::{Call, Rank, Site};
 
@@ -31,11 +34,16 @@ impl Exchange for Synchronous<'_> {
     }
 
     fn moments(&mut self, site: Site, own: &Moments) -> Result<Moments> {
-        watch_moments(self.mesh, site, own)?;
+        watch_moments(self.mesh, site, || Ok(own.clone()))?;
         self.mesh.remember(site, own);
         post_moments(self.mesh, (site, self.call, Needed::Now), own)?;
         let all = receive_moments(self.mesh, site, self.call, own)?;
         Ok(with_variance(self.mesh.gn_variance(), own, merge(&all)))
+    }
+
+    fn moments_on_device(&mut self, site: Site, own: &DeviceMoments) -> Result<DeviceMoments> {
+        self.mesh.remember_on_device(site, own);
+        own.like(&self.moments(site, &own.to_host()?)?)
     }
 
     fn gather(&mut self, site: Site, own: &Tensor) -> Result<Vec<Rows>> {
@@ -46,26 +54,33 @@ impl Exchange for Synchronous<'_> {
 }
 
 pub(super) fn watch_edges(mesh: &mut Mesh, site: Site, x: &Tensor, rows: usize) -> Result<()> {
-    let shape = x.sizes()?;
-    mesh.watch(site, shape[3], |group| {
-        let (values, (above, below)) = (x.view(), group.neighbours());
-        let first = above.map(|_| rows_of(values, shape, 0, rows));
-        let last = below.map(|_| rows_of(values, shape, shape[1] - rows, rows));
-        Ok([first, last].into_iter().flatten().flatten().collect())
+    let [_, height, _, channels] = x.sizes()?;
+    mesh.watch(site, channels, |group| {
+        let (above, below) = group.neighbours();
+        let mut edges = Vec::new();
+        for from in [above.map(|_| 0), below.map(|_| height - rows)].into_iter().flatten() {
+            edges.extend_from_slice(&Outgoing::rows(x, from, rows)?.into_host()?);
+        }
+        Ok(edges)
     })
 }
 
 /// Means and standard deviations, which have one unit.
 #[expect(clippy::cast_possible_truncation, reason = "for a ratio to a few digits")]
-pub(super) fn watch_moments(mesh: &mut Mesh, site: Site, own: &Moments) -> Result<()> {
+pub(super) fn watch_moments(
+    mesh: &mut Mesh,
+    site: Site,
+    own: impl FnOnce() -> Result<Moments>,
+) -> Result<()> {
     mesh.watch(site, 1, |_| {
+        let own = own()?;
         let deviation = |m2: f32| (f64::from(m2) / own.count).sqrt() as f32;
         Ok(own.groups.iter().flat_map(|moment| [moment.mean, deviation(moment.m2)]).collect())
     })
 }
 
 pub(super) fn watch_tokens(mesh: &mut Mesh, site: Site, own: &Tensor) -> Result<()> {
-    mesh.watch(site, own.dim(2)?, |_| Ok(own.view().to_vec()))
+    mesh.watch(site, own.dim(2)?, |_| Ok(own.to_host()?.into_owned()))
 }
 
 /// For what site, of which call, and when the peers need it.
@@ -78,14 +93,12 @@ pub(super) fn post_edges(
     x: &Tensor,
     rows: usize,
 ) -> Result<()> {
-    let shape = x.sizes()?;
     let (above, below) = mesh.group(site).neighbours();
-    if let Some(above) = above {
-        mesh.post_when(above, site, call, &rows_of(x.view(), shape, 0, rows), needed)?;
-    }
-    if let Some(below) = below {
-        let last = rows_of(x.view(), shape, shape[1] - rows, rows);
-        mesh.post_when(below, site, call, &last, needed)?;
+    let last = x.dim(1)? - rows;
+    for (peer, from) in [(above, 0), (below, last)] {
+        let Some(peer) = peer else { continue };
+        let to = Address { peers: vec![peer], site, call };
+        mesh.post_to(to, Outgoing::rows(x, from, rows)?, needed)?;
     }
     Ok(())
 }
@@ -115,7 +128,7 @@ pub(super) fn post_moments(
     own: &Moments,
 ) -> Result<()> {
     let values: Vec<f32> = own.groups.iter().flat_map(|moment| [moment.mean, moment.m2]).collect();
-    mesh.post_all(site, call, &values, needed)
+    mesh.post_all(site, call, Outgoing::Host(values.into()), needed)
 }
 
 /// The statistics of every band as of `call`, in rank order; the own ones are `own`.
@@ -125,6 +138,19 @@ pub(super) fn receive_moments(
     call: Call,
     own: &Moments,
 ) -> Result<Vec<Moments>> {
+    let mut all = receive_peers_moments(mesh, site, call, own.count)?;
+    all.insert(mesh.group(site).own(), own.clone());
+    Ok(all)
+}
+
+/// The statistics of the other bands as of `call`, in rank order; groups of the own band have `count`
+/// values.
+pub(super) fn receive_peers_moments(
+    mesh: &mut Mesh,
+    site: Site,
+    call: Call,
+    count: f64,
+) -> Result<Vec<Moments>> {
     let mut all: Vec<Moments> = Vec::new();
     let group = mesh.group(site).clone();
     for (peer, rows_over_own) in group.peers().into_iter().zip(group.rows_over_own()) {
@@ -132,9 +158,8 @@ pub(super) fn receive_moments(
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..]);
         let (pairs, _) = values.as_chunks::<2>();
         let groups = pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect();
-        all.push(Moments { count: own.count * rows_over_own, groups });
+        all.push(Moments { count: count * rows_over_own, groups });
     }
-    all.insert(group.own(), own.clone());
     Ok(all)
 }
 
@@ -169,13 +194,30 @@ pub(super) fn with_variance(variance: GnVariance, own: &Moments, mut whole: Mome
     whole
 }
 
+/// The same on a device, of a band whose groups have `own` values each.
+pub(super) fn with_variance_on_device(
+    variance: GnVariance,
+    own: f64,
+    whole: DeviceMoments,
+) -> Result<DeviceMoments> {
+    if variance == GnVariance::Population {
+        return Ok(whole);
+    }
+    let x = whole.on_device()?;
+    let groups = x.make(Work::Norm, || {
+        let (mean, m2) = (x.values.narrow(1, 0, 1)?, x.values.narrow(1, 1, 1)?);
+        Array::cat(&[mean, (m2 * (own / (own - 1.0)))?], 1)
+    })?;
+    Ok(DeviceMoments { groups, ..whole })
+}
+
 /// Sends the band's tokens to every rank.
 pub(super) fn post_tokens(
     mesh: &mut Mesh,
     (site, call, needed): Place,
     own: &Tensor,
 ) -> Result<()> {
-    mesh.post_all(site, call, own.view(), needed)
+    mesh.post_all(site, call, Outgoing::of(own), needed)
 }
 
 /// All tokens in rank order, the peers' as of `call`, where they landed.

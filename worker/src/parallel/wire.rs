@@ -35,6 +35,20 @@ pub(super) fn encode(wire: Wire, site: Site, values: &[f32], old: Bytes) -> Resu
     Ok(out.freeze())
 }
 
+/// Checks values that a device rounded: f16 has no room for all.
+pub(super) fn check(wire: Wire, site: Site, bytes: &[u8]) -> Result<(), Fault> {
+    let (halves, _) = bytes.as_chunks::<2>();
+    let infinite = |half: &[u8; 2]| f16::from_le_bytes(*half).is_infinite();
+    if wire == Wire::F16 && halves.iter().any(infinite) {
+        let cause = format!(
+            "a value at {site} is too large for --wire f16 (at most {}): use bf16 or f32",
+            f16::MAX
+        );
+        return Err(Fault::new(FaultKind::Compute, cause));
+    }
+    Ok(())
+}
+
 fn round<T: Pod>(values: &[f32], out: &mut BytesMut)
 where
     [T]: HalfFloatSliceExt,

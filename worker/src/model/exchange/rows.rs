@@ -1,10 +1,12 @@
 //! Rows of the image where they lie: in this rank's memory, or where a peer's landed.
 
+use crate::device::{Array, Device};
 use crate::kernels::Stored;
 use crate::model::tensor::Tensor;
 use crate::model::{Error, Result};
 use crate::profile::Work;
 use bytes::Bytes;
+use candle_core::DType;
 use half::{bf16, f16};
 use protocol::job::Wire;
 
@@ -66,6 +68,19 @@ impl Rows {
         }
     }
 
+    /// Their values on `device`, in the shape `dims`.
+    ///
+    /// # Errors
+    /// If they are this rank's and elsewhere, or the device has no room for them.
+    pub fn on_device(&self, device: &Device, dims: &[usize]) -> Result<Array> {
+        let elsewhere = || Error::Shape("a band's rows are not on its device".to_owned());
+        match &self.values {
+            Values::Own(x) => Ok(x.on_device().ok_or_else(elsewhere)?.values.clone()),
+            Values::Landed(wire, bytes) => Ok(device.bring(bytes, dtype(*wire), dims)?),
+            Values::Planned => Err(elsewhere()),
+        }
+    }
+
     /// Their values, of a site whose values cross as f32.
     ///
     /// # Errors
@@ -84,10 +99,18 @@ impl Rows {
     pub fn joined(parts: &[Self], own: &Tensor) -> Result<Tensor> {
         let [batch, _, channels] = own.sizes()?;
         let count: usize = parts.iter().map(Self::count).sum();
-        own.make(Work::Copy, [batch, count, channels], |mut out| {
+        let host = match own.on_device() {
+            Some(_) => Some(own.to_host()?),
+            None => None,
+        };
+        own.make_on_host(Work::Copy, [batch, count, channels], |mut out| {
             for image in 0..batch {
                 for part in parts {
-                    let values = &part.exact()?[image * part.count * channels..];
+                    let values = match (&part.values, &host) {
+                        (Values::Own(_), Some(host)) => host,
+                        _ => part.exact()?,
+                    };
+                    let values = &values[image * part.count * channels..];
                     let room = out.split_off_mut(..part.count * channels);
                     let room = room.expect("the parts' counts add up");
                     room.copy_from_slice(&values[..part.count * channels]);
@@ -95,6 +118,16 @@ impl Rows {
             }
             Ok(())
         })
+    }
+}
+
+/// The type in which values cross.
+#[must_use]
+pub fn dtype(wire: Wire) -> DType {
+    match wire {
+        Wire::F32 => DType::F32,
+        Wire::F16 => DType::F16,
+        Wire::Bf16 => DType::BF16,
     }
 }
 

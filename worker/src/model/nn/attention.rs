@@ -3,6 +3,7 @@
 use super::linear::Linear;
 use super::shard::Sum;
 use super::{Loader, Result};
+use crate::device::{self, Array};
 use crate::kernels::{self, Heads, Isa, Keys};
 use crate::model::exchange::{Exchange, Rows};
 use crate::model::tensor::Tensor;
@@ -17,6 +18,16 @@ use protocol::plan::{Ask, Shard};
 /// If a tensor is not of that shape.
 pub fn attend(q: &Tensor, kv: &[Rows], heads: usize, causal: bool) -> Result<Tensor> {
     let [batch, queries, channels] = q.sizes()?;
+    if let Some(q) = q.on_device() {
+        let parts =
+            kv.iter().map(|rows| rows.on_device(q.device, &[batch, rows.count(), 2 * channels]));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        return q.make(Work::Attention, || {
+            let parts = parts.iter().map(|part| part.to_dtype(q.values.dtype()));
+            let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+            device::attention::attend(q.values, &Array::cat(&parts, 1)?, heads, causal)
+        });
+    }
     let shape = Heads { batch, heads, head_dim: channels / heads, queries, causal };
     q.make(Work::Attention, q.shape(), |out| {
         let parts: Vec<Keys<'_>> = kv

@@ -2,9 +2,11 @@
 
 use super::linear::Finish;
 use super::{Loader, Result};
+use crate::device::{Array, conv, linear};
 use crate::kernels::{self, Band, Epilogue, Isa, Method};
-use crate::model::exchange::{Exchange, Rows};
-use crate::model::tensor::Tensor;
+use crate::model::Error;
+use crate::model::exchange::{Exchange, Halo, Rows};
+use crate::model::tensor::{OnDevice, Tensor};
 use crate::profile::Work;
 use protocol::Site;
 use protocol::plan::{Ask, Stage};
@@ -30,11 +32,36 @@ fn method(stage: Stage, inputs: usize, outputs: usize, stride: usize) -> Method 
 /// [`super::linear::Linear`].)
 #[derive(Clone, Debug)]
 pub struct Conv3x3 {
-    weight: Arc<kernels::Conv>,
+    weight: Weight,
     bias: Vec<f32>,
     site: Site,
+    inputs: usize,
     outputs: usize,
     stride: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Weight {
+    /// As our own kernels read it.
+    Packed(Arc<kernels::Conv>),
+    /// As a device does, [outputs, 3, 3, inputs], with the bias.
+    Device(Array, Array),
+}
+
+impl Weight {
+    fn packed(&self) -> Result<&kernels::Conv> {
+        match self {
+            Self::Packed(weight) => Ok(weight),
+            Self::Device(..) => {
+                Err(Error::Shape("the weights are on a device, their input is not".to_owned()))
+            }
+        }
+    }
+
+    fn part(&self, outputs: Range<usize>, inputs: Range<usize>) -> Self {
+        let whole = self.packed().expect("a run in shards is refused on a device");
+        Self::Packed(Arc::new(whole.part(outputs, inputs)))
+    }
 }
 
 impl Conv3x3 {
@@ -44,41 +71,51 @@ impl Conv3x3 {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, stride: usize) -> Result<Self> {
         let shape = [outputs, inputs, 3, 3];
-        let weight = kernels::Conv::pack(loader.values("weight", &shape)?.stored(), shape, stride);
-        let weight = weight
-            .by(method(loader.place().stage, inputs, outputs, stride))
-            .in_numbers(loader.arithmetic());
+        let values = loader.values("weight", &shape)?;
         let bias = loader.values_f32("bias", &[outputs])?;
+        let weight = if let Some(device) = loader.device() {
+            let weight = loader.array(values, &shape)?.permute((0, 2, 3, 1))?.contiguous()?;
+            Weight::Device(weight, device.upload(&bias, &[1, outputs])?)
+        } else {
+            let packed = kernels::Conv::pack(values.stored(), shape, stride)
+                .by(method(loader.place().stage, inputs, outputs, stride))
+                .in_numbers(loader.arithmetic());
+            Weight::Packed(Arc::new(packed))
+        };
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
-        Ok(Self { weight: Arc::new(weight), bias, site, outputs, stride })
+        Ok(Self { weight, bias, site, inputs, outputs, stride })
     }
 
     /// The part that gives `outputs`.
     #[must_use]
     pub fn giving(&self, outputs: Range<usize>) -> Self {
-        let weight = self.weight.part(outputs.clone(), 0..self.weight.inputs());
+        let weight = self.weight.part(outputs.clone(), 0..self.inputs);
         let bias = self.bias[outputs.clone()].to_vec();
-        Self { weight: Arc::new(weight), bias, outputs: outputs.len(), ..*self }
+        Self { weight, bias, outputs: outputs.len(), ..*self }
     }
 
     /// The part that gives a summand of all outputs, from `inputs`; one of the parts `adds_bias`.
     #[must_use]
     pub fn taking(&self, inputs: Range<usize>, adds_bias: bool) -> Self {
-        let weight = self.weight.part(0..self.outputs, inputs);
+        let weight = self.weight.part(0..self.outputs, inputs.clone());
         let bias = if adds_bias { self.bias.clone() } else { vec![0.0; self.outputs] };
-        Self { weight: Arc::new(weight), bias, ..*self }
+        Self { weight, bias, inputs: inputs.len(), ..*self }
     }
 
     /// Channels of its input.
     #[must_use]
     pub fn inputs(&self) -> usize {
-        self.weight.inputs()
+        self.inputs
     }
 
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.weight.bytes() + self.bias.len() * 4
+        let weight = match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Device(weight, _) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        };
+        weight + self.bias.len() * 4
     }
 
     /// `x` [batch, rows, columns, inputs] to [batch, rows/stride, columns/stride, outputs].
@@ -102,6 +139,9 @@ impl Conv3x3 {
     ) -> Result<Tensor> {
         let [batch, rows, columns, channels] = x.sizes()?;
         let halo = exchange.halo(self.site, x, 1)?;
+        if let Some(x) = x.on_device() {
+            return self.on_device(x, &halo, shift, finish);
+        }
         let band = Band {
             batch,
             rows,
@@ -120,8 +160,40 @@ impl Conv3x3 {
         };
         let (rows, columns) = (rows.div_ceil(self.stride), columns.div_ceil(self.stride));
         x.make(Work::Convolution, [batch, rows, columns, self.outputs], |out| {
-            kernels::conv2d(Isa::best(), out, &band, &self.weight, &epilogue);
+            kernels::conv2d(Isa::best(), out, &band, self.weight.packed()?, &epilogue);
             Ok(())
+        })
+    }
+
+    fn on_device(
+        &self,
+        x: OnDevice<'_>,
+        halo: &Halo,
+        shift: Option<&Tensor>,
+        finish: Finish<'_>,
+    ) -> Result<Tensor> {
+        let Weight::Device(weight, bias) = &self.weight else {
+            let cause = "the input is on a device, its weights are not".to_owned();
+            return Err(Error::Shape(cause));
+        };
+        let (batch, _, columns, channels) = x.values.dims4()?;
+        let row = |rows: &Option<Rows>| {
+            let rows = rows.as_ref();
+            let row = rows.map(|rows| rows.on_device(x.device, &[batch, 1, columns, channels]));
+            row.transpose()
+        };
+        let (above, below) = (row(&halo.above)?, row(&halo.below)?);
+        let shift = shift.and_then(Tensor::on_device).map(|shift| shift.values);
+        let residual = finish.residual.and_then(Tensor::on_device).map(|x| x.values);
+        x.make(Work::Convolution, || {
+            let x = conv::with_border(x.values, above.as_ref(), below.as_ref())?;
+            let out = conv::conv3x3(&x, weight, self.stride)?;
+            let bias = match shift {
+                Some(shift) => bias.broadcast_add(shift)?,
+                None => bias.clone(),
+            };
+            let bias = bias.reshape(((), 1, 1, self.outputs))?.to_dtype(out.dtype())?;
+            linear::finish(&out.broadcast_add(&bias)?, finish.activation, residual)
         })
     }
 

@@ -1,8 +1,9 @@
 //! Group normalisation over the whole image: a band's statistics are merged through the exchange.
 
 use super::{Loader, Result};
+use crate::device::{Array, norm};
 use crate::kernels::{self, Isa, Moment};
-use crate::model::exchange::{Exchange, Moments};
+use crate::model::exchange::{DeviceMoments, Exchange, Moments};
 use crate::model::tensor::Tensor;
 use crate::profile::{self, Work};
 use protocol::Site;
@@ -15,6 +16,7 @@ use std::ops::Range;
 pub struct GroupNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
+    on_device: Option<[Array; 2]>,
     groups: usize,
     eps: f64,
     site: Site,
@@ -26,9 +28,12 @@ impl GroupNorm {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, channels: usize, groups: usize, eps: f64) -> Result<Self> {
+        let weight = loader.values_f32("weight", &[channels])?;
+        let bias = loader.values_f32("bias", &[channels])?;
         Ok(Self {
-            weight: loader.values_f32("weight", &[channels])?,
-            bias: loader.values_f32("bias", &[channels])?,
+            on_device: loader.parameters([&weight, &bias])?,
+            weight,
+            bias,
             groups,
             eps,
             site: loader.site(
@@ -46,6 +51,7 @@ impl GroupNorm {
             weight: self.weight[channels.clone()].to_vec(),
             bias: self.bias[channels].to_vec(),
             groups: groups.len(),
+            on_device: None,
             ..*self
         }
     }
@@ -82,13 +88,22 @@ impl GroupNorm {
     fn apply(&self, x: &Tensor, silu: bool, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let batch = x.dim(0)?;
         let channels = self.weight.len();
+        let count = as_f64(x.elem_count() / (batch * self.groups));
+        if let (Some(x), Some(parameters)) = (x.on_device(), &self.on_device) {
+            let own = x.make(Work::Norm, || norm::group_moments(x.values, self.groups))?;
+            let whole =
+                exchange.moments_on_device(self.site, &DeviceMoments { count, groups: own })?;
+            let moments = whole.on_device()?.values;
+            return x.make(Work::Norm, || {
+                norm::group_norm(x.values, (moments, whole.count), parameters, self.eps, silu)
+            });
+        }
         let groups = if x.is_planned() {
             vec![Moment::default(); batch * self.groups]
         } else {
             let _timed = profile::span(Work::Norm);
             kernels::group_moments(Isa::best(), x.view(), batch, self.groups, channels)
         };
-        let count = as_f64(x.elem_count() / (batch * self.groups));
         let whole = exchange.moments(self.site, &Moments { count, groups })?;
         let (scale, shift) = self.scale_and_shift(&whole);
         x.make(Work::Norm, x.shape(), |out| {

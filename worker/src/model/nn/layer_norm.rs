@@ -1,6 +1,7 @@
 //! Layer normalisation over the last dimension.
 
 use super::{Loader, Result};
+use crate::device::{Array, norm};
 use crate::kernels::{self, Isa};
 use crate::model::tensor::Tensor;
 use crate::profile::Work;
@@ -10,6 +11,7 @@ use crate::profile::Work;
 pub struct LayerNorm {
     weight: Vec<f32>,
     bias: Vec<f32>,
+    on_device: Option<[Array; 2]>,
     eps: f32,
 }
 
@@ -21,7 +23,8 @@ impl LayerNorm {
     pub fn load(loader: &Loader<'_>, channels: usize, eps: f32) -> Result<Self> {
         let weight = loader.values_f32("weight", &[channels])?;
         let bias = loader.values_f32("bias", &[channels])?;
-        Ok(Self { weight, bias, eps })
+        let on_device = loader.parameters([&weight, &bias])?;
+        Ok(Self { weight, bias, on_device, eps })
     }
 
     /// `x` [.., channels], normalised.
@@ -29,6 +32,9 @@ impl LayerNorm {
     /// # Errors
     /// If `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let (Some(x), Some(parameters)) = (x.on_device(), &self.on_device) {
+            return x.make(Work::Norm, || norm::layer_norm(x.values, parameters, self.eps));
+        }
         x.make(Work::Norm, x.shape(), |out| {
             kernels::layer_norm(Isa::best(), out, x.view(), &self.weight, &self.bias, self.eps);
             Ok(())

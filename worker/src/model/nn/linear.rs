@@ -1,7 +1,9 @@
 //! Linear layers, on weights packed once at load.
 
 use super::{Loader, Result};
-use crate::kernels::{self, Activation, Arithmetic, Epilogue, Isa, Packed};
+use crate::device::{self, Array};
+use crate::kernels::{self, Activation, Epilogue, Isa, Packed};
+use crate::model::Error;
 use crate::model::tensor::Tensor;
 use crate::model::weights::Values;
 use crate::profile::Work;
@@ -11,8 +13,81 @@ use std::sync::Arc;
 /// `y = x W^T + b`, over the last dimension.
 #[derive(Clone, Debug)]
 pub struct Linear {
-    weight: Arc<Packed>,
+    weight: Weight,
     bias: Option<Vec<f32>>,
+}
+
+/// The weight of a product [outputs, inputs].
+#[derive(Clone, Debug)]
+enum Weight {
+    /// As our own kernels read it.
+    Packed(Arc<Packed>),
+    /// As a device does, with the bias.
+    Device(Array, Option<Array>),
+}
+
+impl Weight {
+    /// Of the layers at `loaders`, side by side.
+    fn load(loaders: &[Loader<'_>], values: Values, [outputs, inputs]: [usize; 2]) -> Result<Self> {
+        let Some(loader) = loaders.first() else {
+            return Err(Error::Shape("no layer to load".to_owned()));
+        };
+        Ok(match loader.device() {
+            Some(_) => Self::Device(loader.array(values, &[outputs, inputs])?, None),
+            None => Self::Packed(Arc::new(Packed::pack(
+                values.stored(),
+                outputs,
+                inputs,
+                loader.arithmetic(),
+            ))),
+        })
+    }
+
+    /// The same beside `bias`, where that is read.
+    fn with(self, bias: Option<&[f32]>) -> Result<Self> {
+        let Self::Device(weight, _) = self else { return Ok(self) };
+        let bias = bias.map(|bias| Array::from_slice(bias, bias.len(), weight.device()));
+        Ok(Self::Device(weight, bias.transpose()?))
+    }
+
+    fn outputs(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.outputs(),
+            Self::Device(weight, _) => weight.dims()[0],
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.bytes(),
+            Self::Device(weight, _) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+
+    /// The part for `outputs`, side by side, and `inputs`.
+    fn part(&self, outputs: &[Range<usize>], inputs: Option<Range<usize>>) -> Self {
+        let whole = self.packed().expect("a run in shards is refused on a device");
+        let inputs = inputs.unwrap_or_else(|| 0..whole.depth());
+        Self::Packed(Arc::new(whole.part(outputs, &[inputs])))
+    }
+
+    fn packed(&self) -> Result<&Packed> {
+        match self {
+            Self::Packed(weight) => Ok(weight),
+            Self::Device(..) => {
+                Err(Error::Shape("the weights are on a device, their input is not".to_owned()))
+            }
+        }
+    }
+
+    fn on_device(&self) -> Result<(&Array, Option<&Array>)> {
+        match self {
+            Self::Device(weight, bias) => Ok((weight, bias.as_ref())),
+            Self::Packed(_) => {
+                Err(Error::Shape("the input is on a device, its weights are not".to_owned()))
+            }
+        }
+    }
 }
 
 /// What is done to a layer's result before it is written.
@@ -30,10 +105,7 @@ impl Linear {
     /// # Errors
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
-        let values = load_weight(loader, inputs, outputs)?;
-        let weight = Packed::pack(values.stored(), outputs, inputs, loader.arithmetic());
-        let bias = bias.then(|| loader.values_f32("bias", &[outputs])).transpose()?;
-        Ok(Self { weight: Arc::new(weight), bias })
+        Self::load_joined(std::slice::from_ref(loader), inputs, outputs, bias)
     }
 
     /// Several layers of the same input as one, their outputs side by side.
@@ -50,25 +122,21 @@ impl Linear {
             .iter()
             .map(|loader| load_weight(loader, inputs, outputs))
             .collect::<Result<_>>()?;
-        let joined = Values::joined(parts);
-        let arithmetic = loaders.first().map_or(Arithmetic::F32, Loader::arithmetic);
-        let weight = Packed::pack(joined.stored(), outputs * loaders.len(), inputs, arithmetic);
+        let shape = [outputs * loaders.len(), inputs];
+        let weight = Weight::load(loaders, Values::joined(parts), shape)?;
         let biases = loaders.iter().map(|loader| loader.values_f32("bias", &[outputs]));
         let bias = bias.then(|| biases.collect::<Result<Vec<_>>>()).transpose()?;
-        Ok(Self { weight: Arc::new(weight), bias: bias.map(|biases| biases.concat()) })
+        let bias = bias.map(|biases| biases.concat());
+        Ok(Self { weight: weight.with(bias.as_deref())?, bias })
     }
 
     /// The part that gives `outputs`, side by side.
     #[must_use]
     pub fn giving(&self, outputs: &[Range<usize>]) -> Self {
-        let depth = 0..self.weight.depth();
         let part = |bias: &Vec<f32>| {
             outputs.iter().flat_map(|range| &bias[range.clone()]).copied().collect()
         };
-        Self {
-            weight: Arc::new(self.weight.part(outputs, &[depth])),
-            bias: self.bias.as_ref().map(part),
-        }
+        Self { weight: self.weight.part(outputs, None), bias: self.bias.as_ref().map(part) }
     }
 
     /// The part that gives a summand of all outputs, from `inputs`; one of the parts `adds_bias`.
@@ -76,7 +144,7 @@ impl Linear {
     pub fn taking(&self, inputs: Range<usize>, adds_bias: bool) -> Self {
         let outputs = 0..self.weight.outputs();
         Self {
-            weight: Arc::new(self.weight.part(&[outputs], &[inputs])),
+            weight: self.weight.part(&[outputs], Some(inputs)),
             bias: self.bias.clone().filter(|_| adds_bias),
         }
     }
@@ -106,13 +174,20 @@ impl Linear {
     /// # Errors
     /// If `x` or the residual is not a tensor of the right shape.
     pub fn forward_with(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
+        if let Some(x) = x.on_device() {
+            let (weight, bias) = self.weight.on_device()?;
+            let residual = finish.residual.and_then(Tensor::on_device).map(|x| x.values);
+            return x.make(Work::Linear, || {
+                device::linear::linear(x.values, weight, bias, finish.activation, residual)
+            });
+        }
         let epilogue = Epilogue {
             bias: self.bias.as_deref(),
             activation: finish.activation,
             residual: finish.residual.map(Tensor::view),
         };
         x.make(Work::Linear, x.with_last(self.weight.outputs()), |out| {
-            kernels::linear(Isa::best(), out, x.view(), &self.weight, &epilogue);
+            kernels::linear(Isa::best(), out, x.view(), self.weight.packed()?, &epilogue);
             Ok(())
         })
     }
@@ -121,7 +196,7 @@ impl Linear {
 /// The feed-forward input projection of a transformer: `hidden * gelu(gate)`.
 #[derive(Clone, Debug)]
 pub struct Geglu {
-    weight: Arc<Packed>,
+    weight: Weight,
     bias: Vec<f32>,
     inner: usize,
 }
@@ -133,8 +208,14 @@ impl Geglu {
     /// If a tensor is missing or of another shape.
     pub fn load(loader: &Loader<'_>, inputs: usize, inner: usize) -> Result<Self> {
         let values = load_weight(loader, inputs, 2 * inner)?;
-        let weight = Packed::pack_geglu(values.stored(), inner, inputs, loader.arithmetic());
-        Ok(Self { weight: Arc::new(weight), bias: loader.values_f32("bias", &[2 * inner])?, inner })
+        let weight = if loader.device().is_some() {
+            Weight::load(std::slice::from_ref(loader), values, [2 * inner, inputs])?
+        } else {
+            let arithmetic = loader.arithmetic();
+            Weight::Packed(Arc::new(Packed::pack_geglu(values.stored(), inner, inputs, arithmetic)))
+        };
+        let bias = loader.values_f32("bias", &[2 * inner])?;
+        Ok(Self { weight: weight.with(Some(&bias))?, bias, inner })
     }
 
     /// Outputs per row.
@@ -149,9 +230,7 @@ impl Geglu {
         let gates = self.inner + outputs.start..self.inner + outputs.end;
         let bias = [&self.bias[outputs.clone()], &self.bias[gates]].concat();
         let inner = outputs.len();
-        let depth = 0..self.weight.depth();
-        let weight = self.weight.part(&[outputs], &[depth]);
-        Self { weight: Arc::new(weight), bias, inner }
+        Self { weight: self.weight.part(&[outputs], None), bias, inner }
     }
 
     /// Bytes the weights take.
@@ -165,8 +244,15 @@ impl Geglu {
     /// # Errors
     /// If `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(x) = x.on_device() {
+            let (weight, bias) = self.weight.on_device()?;
+            return x.make(Work::Linear, || {
+                let both = device::linear::linear(x.values, weight, bias, Activation::None, None)?;
+                device::linear::geglu(&both)
+            });
+        }
         x.make(Work::Linear, x.with_last(self.inner), |out| {
-            kernels::geglu(Isa::best(), out, x.view(), &self.weight, Some(&self.bias));
+            kernels::geglu(Isa::best(), out, x.view(), self.weight.packed()?, Some(&self.bias));
             Ok(())
         })
     }

@@ -304,6 +304,9 @@ impl UpBlock {
 
 /// Two images' channels side by side.
 fn beside(x: &Tensor, skip: &Tensor) -> Result<Tensor> {
+    if x.on_device().is_some() {
+        return Tensor::cat(&[x, skip], 3);
+    }
     let (first, second) = (x.dim(3)?, skip.dim(3)?);
     x.make(Work::Copy, x.with_last(first + second), |out| {
         kernels::concat_channels(out, x.view(), first, skip.view(), second);

@@ -202,12 +202,23 @@ impl Upsample {
     /// If a peer is lost, or `x` is not a tensor of that shape.
     pub fn forward(&self, x: &Tensor, exchange: &mut dyn Exchange) -> Result<Tensor> {
         let x = self.sum.cut(x)?;
-        let [batch, rows, columns, channels] = x.sizes()?;
-        let doubled = x.make(Work::Copy, [batch, 2 * rows, 2 * columns, channels], |out| {
-            kernels::upsample2x_nearest(out, x.view(), batch, rows, columns, channels);
-            Ok(())
-        })?;
-        let out = self.conv.forward(&doubled, exchange)?;
+        let out = self.conv.forward(&doubled(&x)?, exchange)?;
         self.sum.over(out, exchange)
     }
+}
+
+/// `x` [batch, rows, columns, channels] with every row and column twice.
+fn doubled(x: &Tensor) -> Result<Tensor> {
+    let [batch, rows, columns, channels] = x.sizes()?;
+    if let Some(x) = x.on_device() {
+        return x.make(Work::Copy, || {
+            let each = x.values.reshape((batch * rows, 1, columns, 1, channels))?;
+            let twice = each.broadcast_as((batch * rows, 2, columns, 2, channels))?.contiguous()?;
+            twice.reshape((batch, 2 * rows, 2 * columns, channels))
+        });
+    }
+    x.make(Work::Copy, [batch, 2 * rows, 2 * columns, channels], |out| {
+        kernels::upsample2x_nearest(out, x.view(), batch, rows, columns, channels);
+        Ok(())
+    })
 }

@@ -8,9 +8,10 @@
 
 use super::VaeDecoder;
 use super::config::VaeConfig;
+use crate::kernels::Arena;
 use crate::model::Result;
 use crate::model::exchange::{Dense, Exchange, Halo, Moments, Rows};
-use crate::model::tensor::Tensor;
+use crate::model::tensor::{Memory, Tensor};
 use crate::profile::Work;
 use protocol::Site;
 use std::collections::BTreeMap;
@@ -60,7 +61,12 @@ impl VaeDecoder {
         let [_, height, width, _] = whole.sizes()?;
         let (factor, reach) = (self.config.factor(), self.config.reach());
         let mut known = Known(small);
-        let mut image = whole.arena().take(rows.len() * width * factor * factor * 3);
+        // Put together in the host's memory, which does not limit it as a device's does.
+        let arena = match whole.memory() {
+            Memory::Host(arena) => arena,
+            Memory::Device(_) => Arena::default(),
+        };
+        let mut image = arena.take(rows.len() * width * factor * factor * 3);
         for top in rows.clone().step_by(TILE) {
             for left in (0..width).step_by(TILE) {
                 let (down, across) = (top..rows.end.min(top + TILE), left..width.min(left + TILE));
@@ -72,7 +78,7 @@ impl VaeDecoder {
                 if tile.is_planned() {
                     continue;
                 }
-                let (tile, tile_row) = (tile.view(), beside.len() * factor * 3);
+                let (tile, tile_row) = (tile.to_host()?, beside.len() * factor * 3);
                 for row in 0..down.len() * factor {
                     let from = ((down.start - around.start) * factor + row) * tile_row
                         + (across.start - beside.start) * factor * 3;
@@ -92,13 +98,19 @@ fn in_small(x: &Tensor) -> Result<Tensor> {
     let [_, rows, columns, channels] = x.sizes()?;
     let apart = rows.max(columns).div_ceil(TILE);
     let every = |count: usize| (apart / 2..count).step_by(apart);
-    x.make(Work::Copy, [1, every(rows).count(), every(columns).count(), channels], |small| {
-        let pixels = every(rows).flat_map(|row| every(columns).map(move |column| (row, column)));
-        for ((row, column), small) in pixels.zip(small.chunks_exact_mut(channels)) {
-            small.copy_from_slice(&x.view()[(row * columns + column) * channels..][..channels]);
-        }
-        Ok(())
-    })
+    let values = x.to_host()?;
+    x.make_on_host(
+        Work::Copy,
+        [1, every(rows).count(), every(columns).count(), channels],
+        |small| {
+            let pixels =
+                every(rows).flat_map(|row| every(columns).map(move |column| (row, column)));
+            for ((row, column), small) in pixels.zip(small.chunks_exact_mut(channels)) {
+                small.copy_from_slice(&values[(row * columns + column) * channels..][..channels]);
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Takes down the statistics of a whole, if small, image.
@@ -141,7 +153,6 @@ impl Exchange for Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Arena;
     use crate::model::checkpoint::Checkpoint;
     use crate::model::files::ModelFiles;
     use protocol::job::Dtype;
@@ -159,7 +170,7 @@ mod tests {
             (row * 0.11 + channel).sin() + (column * 0.07 - channel * 0.5).cos()
         });
         let values: Vec<f32> = values.collect();
-        Tensor::new(&Arena::default(), &values, [1, rows, columns, channels]).unwrap()
+        Tensor::new(&Memory::default(), &values, [1, rows, columns, channels]).unwrap()
     }
 
     #[test]
