@@ -3,7 +3,7 @@
 use super::request::RequestArgs;
 use super::{ADDRESS_DEFAULT, INTERRUPTED, TERMINATED};
 use crate::client::ClientError;
-use crate::launch::local::{LocalCluster, LocalWorkers};
+use crate::launch::local::{LocalCluster, LocalDevice, LocalWorkers};
 use protocol::FaultKind;
 use std::num::NonZeroU16;
 use std::process::ExitCode;
@@ -25,6 +25,9 @@ pub(super) struct ClusterArgs {
     /// Compute threads of each local worker [default: this machine's cores shared out].
     #[arg(long, value_name = "N", requires = "local")]
     threads: Option<NonZeroU16>,
+    /// What each local worker computes on. A GPU needs a worker that was built for it: docs/gpu.md.
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t, requires = "local")]
+    device: LocalDevice,
 }
 
 impl ClusterArgs {
@@ -74,6 +77,7 @@ impl ClusterArgs {
             threads: self.threads,
             model: request.model.clone(),
             dtype: request.dtype,
+            device: self.device,
         }
     }
 }

@@ -33,6 +33,20 @@ pub struct LocalWorkers {
     pub model: Option<PathBuf>,
     /// The type weights are held in.
     pub dtype: Option<Dtype>,
+    /// What they compute on.
+    pub device: LocalDevice,
+}
+
+/// What local workers compute on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LocalDevice {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// A GPU each: the first worker on the first.
+    Cuda,
+    /// The processor, slowly, with what GPUs would be given: a test.
+    Candle,
 }
 
 /// Why a local cluster does not run.
@@ -97,8 +111,8 @@ impl LocalCluster {
             .await
             .map_err(|error| refused("a coordinator", &error))?;
         let mut workers = Vec::new();
-        for _ in 0..options.count.get() {
-            let command = worker_command(&binary, coordinator.address(), options);
+        for number in 0..options.count.get() {
+            let command = worker_command(&binary, coordinator.address(), options, number);
             let what = binary.display().to_string();
             workers.push(Worker::start(command).map_err(|error| refused(&what, &error))?);
         }
@@ -177,9 +191,18 @@ fn worker_binary() -> Result<PathBuf, LaunchError> {
     if path.is_file() { Ok(path) } else { Err(LaunchError::NoBinary(path)) }
 }
 
-fn worker_command(binary: &PathBuf, coordinator: SocketAddr, options: &LocalWorkers) -> Command {
+fn worker_command(
+    binary: &PathBuf,
+    coordinator: SocketAddr,
+    options: &LocalWorkers,
+    number: u16,
+) -> Command {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let shared = (cores / usize::from(options.count.get())).max(1);
+    let shared = match options.device {
+        // One thread gives a GPU its work.
+        LocalDevice::Cuda => 1,
+        LocalDevice::Cpu | LocalDevice::Candle => (cores / usize::from(options.count.get())).max(1),
+    };
     let threads = options.threads.map_or(shared, |threads| threads.get().into());
     let mut command = Command::new(binary);
     command
@@ -192,6 +215,15 @@ fn worker_command(binary: &PathBuf, coordinator: SocketAddr, options: &LocalWork
         // A terminal's Ctrl-C is for this process alone, which then ends its workers.
         .process_group(0)
         .kill_on_drop(true);
+    match options.device {
+        LocalDevice::Cpu => {}
+        LocalDevice::Cuda => {
+            command.args(["--device", &format!("cuda:{number}")]);
+        }
+        LocalDevice::Candle => {
+            command.args(["--device", "candle"]);
+        }
+    }
     if let Some(model) = &options.model {
         command.arg("--model").arg(model);
     }

@@ -1,16 +1,18 @@
 //! Copies on a stream of their own, through page-locked memory.
 //!
-//! What orders the two streams are the events that cudarc keeps with every slice: a copy to the host
-//! waits, on its stream, for the kernel that writes the values; a kernel waits, on its own, for the
-//! copy to the device that it reads. Of reads a slice remembers the last one only, so a copy to the host
-//! keeps its source from being freed until it is over.
+//! Two streams, and all that orders them is here. A copy to the host waits, on the copies' stream, for what
+//! the compute stream was given before; its source is kept until it is over. The compute stream waits
+//! for a copy to the device before all that it is given after; from then on the memory is its own,
+//! and freed in its order. cudarc's tracking of each slice's uses is therefore off: it would cost several driver
+//! calls a kernel, and candle's kernels, which take bare pointers, are not seen by it.
 
 #![expect(unsafe_code, reason = "page-locked memory is handed to links, and written by the driver")]
 
 use super::Array;
 use bytes::Bytes;
+use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DeviceRepr, PinnedHostSlice,
+    CudaEvent, CudaSlice, CudaStream, DeviceRepr, DriverError, PinnedHostSlice, result,
 };
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorage};
 use candle_core::op::BackpropOp;
@@ -23,7 +25,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The stream of a device's copies.
 pub(in crate::device) struct Staging {
     device: CudaDevice,
-    stream: Arc<CudaStream>,
+    compute: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     pool: Arc<Pool>,
 }
 
@@ -34,27 +37,35 @@ impl fmt::Debug for Staging {
 }
 
 impl Staging {
+    /// That of a device which has computed nothing yet.
     pub(super) fn new(device: &CudaDevice) -> Result<Self> {
-        let context = Arc::clone(device.cuda_stream().context());
-        let stream = context.new_stream().map_err(Error::wrap)?;
-        Ok(Self { device: device.clone(), stream, pool: Arc::default() })
+        // SAFETY: no tensor exists yet, and those to come are used by the compute stream alone, but for the
+        // copies here, which are ordered as the module says.
+        unsafe { device.disable_event_tracking() };
+        let compute = device.cuda_stream();
+        let copies = compute.context().new_stream().map_err(Error::wrap)?;
+        keep_memory(&compute).map_err(Error::wrap)?;
+        Ok(Self { device: device.clone(), compute, copies, pool: Arc::default() })
     }
 
     pub(super) fn free_bytes(&self) -> Result<u64> {
-        let (free, _) = self.stream.context().mem_get_info().map_err(Error::wrap)?;
+        let (free, _) = self.compute.context().mem_get_info().map_err(Error::wrap)?;
         Ok(u64::try_from(free).unwrap_or(u64::MAX))
     }
 
     pub(super) fn fetch(&self, values: &Array) -> Result<Fetch> {
         let source = values.contiguous()?;
+        let computed = self.compute.record_event(None).map_err(Error::wrap)?;
+        self.copies.wait(&computed).map_err(Error::wrap)?;
         let pinned = match source.dtype() {
             DType::F16 => self.to_host::<f16>(&source),
             DType::BF16 => self.to_host::<bf16>(&source),
             DType::F32 => self.to_host::<f32>(&source),
             other => bail!("values of {other:?} are not exchanged"),
         }?;
-        let copied = self.stream.record_event(None).map_err(Error::wrap)?;
-        Ok(Fetch { pinned, copied, _source: source, pool: Arc::clone(&self.pool) })
+        let copied = self.copies.record_event(None).map_err(Error::wrap)?;
+        let under_way = UnderWay { copied, pinned, _source: source };
+        Ok(Fetch { under_way: Some(under_way), pool: Arc::clone(&self.pool) })
     }
 
     fn to_host<T: CudaDType + DeviceRepr>(&self, source: &Array) -> Result<PinnedHostSlice<u8>> {
@@ -68,8 +79,8 @@ impl Staging {
         // SAFETY: any bytes of a number are bytes, and these are all of them.
         let bytes = unsafe { values.transmute::<u8>(length) };
         let bytes = bytes.ok_or_else(|| Error::msg("values without bytes"))?;
-        let mut pinned = self.pool.take(&self.stream, length)?;
-        self.stream.memcpy_dtoh(&bytes, &mut pinned).map_err(Error::wrap)?;
+        let mut pinned = self.pool.take(&self.copies, length)?;
+        self.copies.memcpy_dtoh(&bytes, &mut pinned).map_err(Error::wrap)?;
         Ok(pinned)
     }
 
@@ -78,18 +89,19 @@ impl Staging {
         if bytes.len() != count * dtype.size_in_bytes() {
             bail!("{} bytes for {dims:?} of {dtype:?}", bytes.len());
         }
-        let mut pinned = self.pool.take(&self.stream, bytes.len())?;
-        // Not in use any more, so that nothing is waited for.
+        let mut pinned = self.pool.take(&self.copies, bytes.len())?;
         pinned.as_mut_slice().map_err(Error::wrap)?.copy_from_slice(bytes);
-        let storage = match dtype {
+        let brought = match dtype {
             DType::F16 => self.to_device::<f16>(&pinned, count),
             DType::BF16 => self.to_device::<bf16>(&pinned, count),
             DType::F32 => self.to_device::<f32>(&pinned, count),
             DType::F64 => self.to_device::<f64>(&pinned, count),
             other => bail!("values of {other:?} are not exchanged"),
-        }?;
-        let copied = self.stream.record_event(None).map_err(Error::wrap)?;
+        };
+        // Whether or not all went well: a copy may have begun.
+        let copied = self.copies.record_event(None).map_err(Error::wrap)?;
         self.pool.give_back_after(copied, pinned);
+        let storage = brought?;
         Ok(Tensor::from_storage(Storage::Cuda(storage), dims, BackpropOp::none(), false))
     }
 
@@ -99,39 +111,79 @@ impl Staging {
         count: usize,
     ) -> Result<CudaStorage> {
         // SAFETY: the copy below writes all of it, and whoever reads it waits for the copy.
-        let mut values: CudaSlice<T> = unsafe { self.stream.alloc(count) }.map_err(Error::wrap)?;
+        let mut values: CudaSlice<T> = unsafe { self.copies.alloc(count) }.map_err(Error::wrap)?;
         // SAFETY: any bytes are those of a number, and these are all of them.
         let room = unsafe { values.transmute_mut::<u8>(count * size_of::<T>()) };
         let mut room = room.ok_or_else(|| Error::msg("values without bytes"))?;
-        self.stream.memcpy_htod(pinned, &mut room).map_err(Error::wrap)?;
+        self.copies.memcpy_htod(pinned, &mut room).map_err(Error::wrap)?;
+        let copied = self.copies.record_event(None).map_err(Error::wrap)?;
+        self.compute.wait(&copied).map_err(Error::wrap)?;
+        // SAFETY: it is the allocation above, of so many values, given up by its first owner; the compute
+        // stream, in whose order it is read and freed from now on, waits for the copy that fills it.
+        let values = unsafe { self.compute.upgrade_device_ptr::<T>(values.leak(), count) };
         Ok(CudaStorage::wrap_cuda_slice(values, self.device.clone()))
+    }
+}
+
+/// Lets the driver keep the memory that tensors give back: it would return all of it to the system whenever
+/// a stream is waited for. And lets no stream wait for another because it was given its memory.
+fn keep_memory(stream: &CudaStream) -> std::result::Result<(), DriverError> {
+    let context = stream.context();
+    context.bind_to_thread()?;
+    let (mut all, mut no) = (u64::MAX, 0_i32);
+    // SAFETY: the device is the context's; the driver reads a number of 64 bits, and one of 32.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device())?;
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())?;
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut no).cast())
     }
 }
 
 /// A copy to the host.
 pub(in crate::device) struct Fetch {
-    // In this order: what is copied to is waited for when it is dropped, and only then is the source.
-    pinned: PinnedHostSlice<u8>,
-    copied: CudaEvent,
-    _source: Array,
+    /// None: it was waited for.
+    under_way: Option<UnderWay>,
     pool: Arc<Pool>,
+}
+
+struct UnderWay {
+    copied: CudaEvent,
+    pinned: PinnedHostSlice<u8>,
+    /// Read until then.
+    _source: Array,
 }
 
 impl fmt::Debug for Fetch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fetch").field("bytes", &self.pinned.len()).finish_non_exhaustive()
+        f.debug_struct("Fetch").finish_non_exhaustive()
     }
 }
 
 impl Fetch {
     pub(super) fn is_done(&self) -> Result<bool> {
-        self.copied.try_is_complete().map_err(Error::wrap)
+        let copied = self.under_way.as_ref().map_or(Ok(true), |copy| copy.copied.try_is_complete());
+        copied.map_err(Error::wrap)
     }
 
-    pub(super) fn wait(self) -> Result<Bytes> {
-        let at = self.pinned.as_ptr().map_err(Error::wrap)?;
-        let Self { pinned, pool, .. } = self;
+    pub(super) fn wait(mut self) -> Result<Bytes> {
+        let Some(UnderWay { copied, .. }) = &self.under_way else { return Ok(Bytes::new()) };
+        copied.synchronize().map_err(Error::wrap)?;
+        let Some(UnderWay { pinned, .. }) = self.under_way.take() else { return Ok(Bytes::new()) };
+        let at = pinned.as_ptr().map_err(Error::wrap)?;
+        let pool = Arc::clone(&self.pool);
         Ok(Bytes::from_owner(Arrived { at, pinned: Some(pinned), pool }))
+    }
+}
+
+impl Drop for Fetch {
+    fn drop(&mut self) {
+        // A run that ends early must not free what a copy still reads or writes. A device that failed
+        // copies nothing any more.
+        if let Some(UnderWay { copied, .. }) = &self.under_way {
+            copied.synchronize().ok();
+        }
     }
 }
 
@@ -171,6 +223,15 @@ struct Pinned {
     free: BTreeMap<usize, Vec<PinnedHostSlice<u8>>>,
     /// Read by copies until these events, in their order.
     busy: VecDeque<(CudaEvent, PinnedHostSlice<u8>)>,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // The last copy ends last.
+        if let Some((copied, _)) = self.busy.back() {
+            copied.synchronize().ok();
+        }
+    }
 }
 
 impl Pool {
