@@ -76,7 +76,7 @@ pub enum DeviceError {
         /// What was asked for.
         choice: DeviceChoice,
         /// What the driver said.
-        cause: candle_core::Error,
+        cause: String,
     },
     /// Weights in a type that the device does not compute in.
     #[error("--dtype {dtype} cannot be had on --device {choice}: use {instead}")]
@@ -88,6 +88,17 @@ pub enum DeviceError {
         /// What can be had.
         instead: &'static str,
     },
+}
+
+impl DeviceError {
+    fn refused(choice: DeviceChoice, error: candle_core::Error) -> Self {
+        let cause = match error {
+            // Where it happened is of no use to who chose the device.
+            candle_core::Error::WithBacktrace { inner, .. } => inner.to_string(),
+            error => error.to_string(),
+        };
+        Self::Refused { choice, cause }
+    }
 }
 
 /// A device that computes with candle. Clones are the same one.
@@ -118,7 +129,7 @@ impl Device {
             }
             // A stream of its own, not the process's default one, which waits for all others.
             DeviceChoice::Cuda(number) => candle_core::Device::new_cuda_with_stream(number)
-                .map_err(|cause| DeviceError::Refused { choice, cause })?,
+                .map_err(|error| DeviceError::refused(choice, error))?,
         };
         let instead = match (choice, dtype) {
             (DeviceChoice::Candle, Dtype::Bf16 | Dtype::Int8) => Some("f32 or f16"),
@@ -128,8 +139,7 @@ impl Device {
         if let Some(instead) = instead {
             return Err(DeviceError::Dtype { dtype, choice, instead });
         }
-        let staging =
-            Staging::of(&candle).map_err(|cause| DeviceError::Refused { choice, cause })?;
+        let staging = Staging::of(&candle).map_err(|error| DeviceError::refused(choice, error))?;
         Ok(Some(Self(Arc::new(Opened { choice, candle, staging }))))
     }
 
