@@ -74,7 +74,14 @@ fn attentions(criterion: &mut Criterion) {
         let inner = heads * 64;
         let [q, k, v] = [0; 3].map(|_| values(tokens * inner));
         let mut out = vec![0.0; tokens * inner];
-        let shape = Heads { batch: 1, heads, head_dim: 64, queries: tokens, causal: false };
+        let shape = Heads {
+            batch: 1,
+            heads,
+            head_dim: 64,
+            queries: tokens,
+            causal: false,
+            arithmetic: Arithmetic::F32,
+        };
         group.throughput(Throughput::Elements((4 * tokens * tokens * inner) as u64));
         for isa in fast() {
             let id = BenchmarkId::new(isa.to_string(), format!("{tokens}x{heads}x64"));

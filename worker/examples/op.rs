@@ -5,7 +5,7 @@
 //! conv 320 128            3x3, channels to as many, a square image; conv2 and conv4: by Winograd's
 //!                         F(2x2) and F(4x4)
 //! linear 4096 640 5120    rows, depth, outputs; linear-bf16 and linear-int8: in those numbers
-//! attention 4096 10 64    tokens, heads, head dimension
+//! attention 4096 10 64    tokens, heads, head dimension; attention-bf16: in those numbers
 //! norm 320 128            group norm and SiLU, a square image
 //! unet FOLDER auto 64     one call for one image, a square latent, weights held as `auto`
 //! vae FOLDER auto 64      a decode of a square latent
@@ -74,24 +74,19 @@ fn operation(line: &str) -> anyhow::Result<Box<dyn FnMut()>> {
             })
         }
         (kind @ ("linear" | "linear-bf16" | "linear-int8"), &[rows, depth, outputs]) => {
-            let arithmetic = match kind {
-                "linear-bf16" if isa.has_bf16() => Arithmetic::Bf16,
-                "linear-bf16" => {
-                    bail!("{isa} has no products of bfloat16: leave them out with --only")
-                }
-                "linear-int8" => Arithmetic::Int8,
-                _ => Arithmetic::F32,
-            };
+            let arithmetic = products(isa, kind)?;
             let weight =
                 Packed::pack(Stored::F32(&values(outputs * depth)), outputs, depth, arithmetic);
             let (x, mut out) = (values(rows * depth), vec![0.0; rows * outputs]);
             Box::new(move || linear(isa, &mut out, &x, &weight, &Epilogue::default()))
         }
-        ("attention", &[tokens, heads, head_dim]) => {
+        (kind @ ("attention" | "attention-bf16"), &[tokens, heads, head_dim]) => {
+            let arithmetic = products(isa, kind)?;
             let inner = heads * head_dim;
             let [q, k, v] = [0; 3].map(|_| values(tokens * inner));
             let mut out = vec![0.0; tokens * inner];
-            let heads = Heads { batch: 1, heads, head_dim, queries: tokens, causal: false };
+            let heads =
+                Heads { batch: 1, heads, head_dim, queries: tokens, causal: false, arithmetic };
             Box::new(move || {
                 let [keys, values] = [&k, &v].map(|values| Stored::F32(values));
                 let parts = [Keys { keys, values, rows: tokens, row_stride: inner }];
@@ -108,6 +103,18 @@ fn operation(line: &str) -> anyhow::Result<Box<dyn FnMut()>> {
         }
         _ => bail!("{line:?} is no operation"),
     })
+}
+
+/// The numbers that an operation called `kind` multiplies.
+fn products(isa: Isa, kind: &str) -> anyhow::Result<Arithmetic> {
+    match kind.rsplit_once('-') {
+        Some((_, "bf16")) if isa.has_bf16() => Ok(Arithmetic::Bf16),
+        Some((_, "bf16")) => {
+            bail!("{isa} has no products of bfloat16: leave them out with --only")
+        }
+        Some((_, "int8")) => Ok(Arithmetic::Int8),
+        _ => Ok(Arithmetic::F32),
+    }
 }
 
 /// A whole call of the UNet, or of the decoder, of a checkpoint.

@@ -12,11 +12,11 @@ use half::slice::HalfFloatSliceExt;
 
 use super::isa::Isa;
 use super::math::exp2;
-use super::packed::{PANEL, Stored};
+use super::packed::{Arithmetic, PANEL, Stored};
 use super::scratch::Scratch;
 use super::simd::{Kernel, MAX_ROWS, Simd};
 use super::tasks::{self, Shared};
-use super::tile::{Tile, interleave};
+use super::tile::{Tile, Words, interleave, pair_rows};
 
 /// Keys of a block: a whole number of tiles for every instruction set.
 const BLOCK_KEYS: usize = 168;
@@ -38,6 +38,9 @@ pub struct Heads {
     pub queries: usize,
     /// Whether query `i` sees only the keys up to `i`.
     pub causal: bool,
+    /// The numbers that are multiplied: f32, or bfloat16 where the machine has it. Softmax and sums are
+    /// f32 either way.
+    pub arithmetic: Arithmetic,
 }
 
 /// Some of the tokens that are attended to: `heads * head_dim` keys, and as many values, of each.
@@ -57,7 +60,8 @@ pub struct Keys<'a> {
 /// `[batch, queries, heads * head_dim]`. The tokens of all `parts`, in order, are attended to.
 ///
 /// # Panics
-/// When a slice is not as long as `h` makes it, or there are no keys.
+/// When a slice is not as long as `h` makes it, there are no keys, or the machine does not multiply in
+/// those numbers.
 pub fn attention(isa: Isa, out: &mut [f32], q: &[f32], parts: &[Keys<'_>], h: &Heads) {
     let inner = h.heads * h.head_dim;
     assert_eq!(q.len(), h.batch * h.queries * inner, "queries [batch, queries, {inner}]");
@@ -69,7 +73,9 @@ pub fn attention(isa: Isa, out: &mut [f32], q: &[f32], parts: &[Keys<'_>], h: &H
         let least = part.keys.len().min(part.values.len());
         assert!(least >= needed, "keys and values [batch, keys, {inner}]");
     }
-    let job = Job { out: Shared::new(out), q, parts, keys, h };
+    assert!(h.arithmetic != Arithmetic::Int8, "attention of f32 or bfloat16");
+    let words = isa.words(h.arithmetic);
+    let job = Job { out: Shared::new(out), q, parts, keys, h, words };
     let chunks = chunks(isa, h);
     let panels = h.queries.div_ceil(isa.tile_width());
     tasks::each(h.batch * h.heads * chunks, |i| {
@@ -104,6 +110,7 @@ struct Job<'a> {
     parts: &'a [Keys<'a>],
     keys: usize,
     h: &'a Heads,
+    words: Words,
 }
 
 /// The keys or the values of a part.
@@ -117,7 +124,8 @@ struct Chunk<'a> {
     queries: Range<usize>,
 }
 
-/// What a chunk works in.
+/// What a chunk works in. Of bfloat16, two rows of the depth are one row of words, and half as many follow
+/// each other where there is room for all.
 struct Buffers<'a> {
     /// `[panel][head_dim][WIDTH]`, scaled.
     queries: &'a mut [f32],
@@ -164,7 +172,8 @@ impl Kernel for Chunk<'_> {
             for panel in 0..panels {
                 self.score(s, &block, panel, &mut buffers);
                 soften(s, block.len(), (panel, dim), &mut buffers);
-                sum_values(s, block.len(), (panel, dim), &mut buffers);
+                self.pair(s, buffers.scores, block.len(), S::WIDTH);
+                self.sum_values(s, block.len(), panel, &mut buffers);
             }
         }
         for panel in 0..panels {
@@ -174,6 +183,20 @@ impl Kernel for Chunk<'_> {
 }
 
 impl Chunk<'_> {
+    /// Makes words of `rows` rows of the depth, if these are not their values.
+    #[inline(always)]
+    fn pair<S: Simd>(&self, s: S, values: &mut [f32], rows: usize, pitch: usize) {
+        if self.job.words == Words::Bf16 {
+            pair_rows(s, values, rows, pitch);
+        }
+    }
+
+    /// Rows of words that `rows` rows of the depth are.
+    #[inline(always)]
+    fn depth(&self, rows: usize) -> usize {
+        rows.div_ceil(self.job.words.group())
+    }
+
     /// Lays out the queries and resets what is gathered.
     #[inline(always)]
     fn begin<S: Simd>(&self, s: S, buffers: &mut Buffers<'_>) {
@@ -193,6 +216,7 @@ impl Chunk<'_> {
             for values in to[..head_dim * S::WIDTH].chunks_exact_mut(S::LANES) {
                 s.write(values, s.mul(s.read(values), scale));
             }
+            self.pair(s, to, head_dim, S::WIDTH);
         }
         buffers.results.fill(0.0);
         for state in buffers.state.chunks_exact_mut(2 * S::WIDTH) {
@@ -252,7 +276,9 @@ impl Chunk<'_> {
             for (key, row) in (first..).zip(&mut rows[..count]) {
                 *row = self.row(keys, key, block.start, buffers.widened);
             }
-            interleave(s, &rows[..count], dim, &mut to[tile * S::ROWS * dim..], S::ROWS);
+            let to = &mut to[tile * S::ROWS * dim..];
+            interleave(s, &rows[..count], dim, to, S::ROWS);
+            self.pair(s, to, dim, S::ROWS);
         }
     }
 
@@ -269,6 +295,7 @@ impl Chunk<'_> {
                 let row = self.row(values, key, block.start, buffers.widened);
                 s.write(&mut to[i * S::ROWS..], s.read_some(&row[first..]));
             }
+            self.pair(s, to, block.len(), S::ROWS);
         }
     }
 
@@ -282,7 +309,7 @@ impl Chunk<'_> {
             let keys = &buffers.keys[i * S::ROWS * dim..][..S::ROWS * dim];
             let scores = &mut buffers.scores[first * S::WIDTH..][..rows * S::WIDTH];
             let tile = Tile {
-                depth: dim,
+                depth: self.depth(dim),
                 a: keys.as_ptr(),
                 b: queries.as_ptr(),
                 c: scores.as_mut_ptr(),
@@ -290,13 +317,36 @@ impl Chunk<'_> {
                 add: false,
             };
             // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-            unsafe { s.multiply(rows, &tile) };
+            unsafe { s.multiply(self.job.words, rows, &tile) };
         }
         if self.job.h.causal {
             let first = self.queries.start + panel * S::WIDTH;
             for (key, scores) in block.clone().zip(buffers.scores.chunks_exact_mut(S::WIDTH)) {
                 scores[..key.saturating_sub(first).min(S::WIDTH)].fill(f32::NEG_INFINITY);
             }
+        }
+    }
+
+    /// Adds a block's values to a panel's results, by their weights.
+    #[inline(always)]
+    fn sum_values<S: Simd>(&self, s: S, keys: usize, panel: usize, buffers: &mut Buffers<'_>) {
+        let dim = self.job.h.head_dim;
+        let weights = &buffers.scores[..keys * S::WIDTH];
+        let results = &mut buffers.results[panel * dim * S::WIDTH..][..dim * S::WIDTH];
+        for (i, first) in (0..dim).step_by(S::ROWS).enumerate() {
+            let rows = S::ROWS.min(dim - first);
+            let values = &buffers.values[i * S::ROWS * keys..][..S::ROWS * keys];
+            let results = &mut results[first * S::WIDTH..][..rows * S::WIDTH];
+            let tile = Tile {
+                depth: self.depth(keys),
+                a: values.as_ptr(),
+                b: weights.as_ptr(),
+                c: results.as_mut_ptr(),
+                stride: S::WIDTH,
+                add: true,
+            };
+            // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
+            unsafe { s.multiply(self.job.words, rows, &tile) };
         }
     }
 
@@ -372,27 +422,5 @@ fn soften<S: Simd>(s: S, keys: usize, (panel, dim): (usize, usize), buffers: &mu
             let result = s.mul(s.read(&row[lane..]), shrink);
             s.write(&mut row[lane..], result);
         }
-    }
-}
-
-/// Adds a block's values to a panel's results, by their weights.
-#[inline(always)]
-fn sum_values<S: Simd>(s: S, keys: usize, (panel, dim): (usize, usize), buffers: &mut Buffers<'_>) {
-    let weights = &buffers.scores[..keys * S::WIDTH];
-    let results = &mut buffers.results[panel * dim * S::WIDTH..][..dim * S::WIDTH];
-    for (i, first) in (0..dim).step_by(S::ROWS).enumerate() {
-        let rows = S::ROWS.min(dim - first);
-        let values = &buffers.values[i * S::ROWS * keys..][..S::ROWS * keys];
-        let results = &mut results[first * S::WIDTH..][..rows * S::WIDTH];
-        let tile = Tile {
-            depth: keys,
-            a: values.as_ptr(),
-            b: weights.as_ptr(),
-            c: results.as_mut_ptr(),
-            stride: S::WIDTH,
-            add: true,
-        };
-        // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-        unsafe { s.multiply(rows, &tile) };
     }
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::reference::{self, assert_close, assert_same, values, with_threads};
-use super::{Heads, Isa, Keys, Stored, attention};
+use super::{Arithmetic, Heads, Isa, Keys, Stored, attention};
 use half::{bf16, f16};
 
 /// Queries, and keys and values interleaved in one tensor.
@@ -67,7 +67,7 @@ proptest! {
         spread in prop_oneof![Just(1.0_f32), Just(60.0)],
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch, heads, head_dim, queries, causal: false };
+        let h = Heads { batch, heads, head_dim, queries, causal: false, arithmetic: Arithmetic::F32 };
         let inputs = Inputs::new(seed, &h, keys, spread);
         let want = inputs.reference(&h);
         // A score adds head_dim products in f32, scaled by its root; softmax passes its error on.
@@ -78,13 +78,35 @@ proptest! {
         }
     }
 
+    /// In bfloat16, of which a query, a key, a weight and a value lose up to one part in 256 each.
+    #[test]
+    fn attention_of_bfloat16_is_near_a_weighted_mean(
+        (batch, heads, head_dim) in (1..3_usize, 1..4_usize, head_dims()),
+        (queries, keys) in (1..50_usize, key_counts()),
+        causal in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let queries = if causal { keys } else { queries };
+        let arithmetic = Arithmetic::Bf16;
+        let h = Heads { batch, heads, head_dim, queries, causal, arithmetic };
+        let inputs = Inputs::new(seed, &h, keys, 1.0);
+        let want = inputs.reference(&h);
+        for isa in Isa::available().into_iter().filter(|isa| isa.has_bf16()) {
+            let got = inputs.attend(isa, &inputs.q, &h);
+            assert_close(&got, &want, 0.02, &isa.to_string());
+            // Were nothing rounded, this would test nothing.
+            let off = got.iter().zip(&want).any(|(got, want)| (f64::from(*got) - want).abs() > 1e-7);
+            prop_assert!(keys == 1 || off);
+        }
+    }
+
     #[test]
     fn a_causal_query_sees_what_came_before(
         (batch, heads, head_dim) in (1..3_usize, 1..4_usize, 4..80_usize),
         tokens in prop_oneof![1..100_usize, Just(77), 170..180_usize],
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch, heads, head_dim, queries: tokens, causal: true };
+        let h = Heads { batch, heads, head_dim, queries: tokens, causal: true, arithmetic: Arithmetic::F32 };
         let inputs = Inputs::new(seed, &h, tokens, 1.0);
         let want = inputs.reference(&h);
         for isa in Isa::available() {
@@ -100,7 +122,7 @@ proptest! {
         threads in 1..5_usize,
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch: 1, heads, head_dim, queries, causal: false };
+        let h = Heads { batch: 1, heads, head_dim, queries, causal: false, arithmetic: Arithmetic::F32 };
         let inputs = Inputs::new(seed, &h, keys, 4.0);
         let (a, b) = (a.index(queries), b.index(queries));
         let part = a.min(b) * inputs.inner..(a.max(b) + 1) * inputs.inner;
@@ -120,7 +142,7 @@ proptest! {
         (a, b) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         seed in any::<u64>(),
     ) {
-        let h = Heads { batch, heads, head_dim, queries, causal: false };
+        let h = Heads { batch, heads, head_dim, queries, causal: false, arithmetic: Arithmetic::F32 };
         let mut inputs = Inputs::new(seed, &h, keys, 2.0);
         // Values that all three types hold.
         inputs.kv.iter_mut().for_each(|value| *value = (*value * 64.0).round() / 64.0);

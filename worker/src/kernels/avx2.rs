@@ -129,7 +129,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn multiply(self, rows: usize, tile: &Tile) {
+    unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
+        assert!(words == Words::F32, "AVX2 has no instruction for {words:?}");
         by_rows!(rows, tile, height, Floats, false, 1 2 3 4 5 6);
     }
 

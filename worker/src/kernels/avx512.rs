@@ -120,8 +120,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn multiply(self, rows: usize, tile: &Tile) {
-        by_rows!(rows, tile, base, Floats, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
+        match words {
+            Words::F32 => {
+                by_rows!(rows, tile, base, Floats, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            }
+            Words::Bf16 => {
+                by_rows!(rows, tile, with_bf16, Bf16s, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+            }
+            other => unreachable!("{other:?} are multiplied in rows"),
+        }
     }
 
     #[inline(always)]
@@ -237,7 +245,7 @@ macro_rules! words {
         impl Terms<Avx512> for $name {
             #[inline(always)]
             fn fma(_: Avx512, a: __m512, b: __m512, sum: __m512) -> __m512 {
-                // SAFETY: only met where the machine has the instructions, by `multiply_rows`.
+                // SAFETY: only met where the machine has the instructions, by `multiply` and `multiply_rows`.
                 unsafe { $fma(a, b, sum) }
             }
 

@@ -120,7 +120,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn multiply(self, rows: usize, tile: &Tile) {
+    unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
+        assert!(words == Words::F32, "there is no portable instruction for {words:?}");
         by_rows!(rows, tile, height, Floats, false, 1 2 3 4);
     }
 

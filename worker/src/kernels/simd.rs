@@ -67,8 +67,9 @@ pub(super) trait Simd: Copy {
     /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side is interleaved.
     ///
     /// # Safety
-    /// As [`Tile`] says.
-    unsafe fn multiply(self, rows: usize, tile: &Tile);
+    /// As [`Tile`] says; and the machine has the instructions for the `words`, `f32` or bfloat16, as
+    /// [`Isa::words`](super::Isa::words) chose them.
+    unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile);
 
     /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side lies in rows.
     ///

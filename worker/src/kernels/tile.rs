@@ -135,6 +135,25 @@ macro_rules! by_rows {
 }
 pub(super) use by_rows;
 
+/// Makes words of two bfloat16 of `rows` rows of `pitch` values, where they lie: row `k` becomes words of
+/// the rows `2 k` and `2 k + 1`, or of the last and zeros. What lies up to `LANES` values after the last row
+/// is left undefined.
+#[inline(always)]
+pub(super) fn pair_rows<S: Simd>(s: S, values: &mut [f32], rows: usize, pitch: usize) {
+    for pair in 0..rows.div_ceil(2) {
+        for lane in (0..pitch).step_by(S::LANES) {
+            let first = s.read(&values[2 * pair * pitch + lane..]);
+            let second = if 2 * pair + 1 < rows {
+                s.read(&values[(2 * pair + 1) * pitch + lane..])
+            } else {
+                s.splat(0.0)
+            };
+            // A vector may reach into the next row, of which all that is read lies further on.
+            s.write(&mut values[pair * pitch + lane..], s.pair_bf16(first, second));
+        }
+    }
+}
+
 /// Transposes the first `length` values of `rows`: value `k` of row `r` goes to
 /// `to[k * pitch + r]`. What lies between the rows' end and the pitch is left undefined, and so
 /// are up to `LANES` values after the last.

@@ -9,7 +9,7 @@ use super::nn::linear::{Finish, Linear};
 use super::tensor::{Memory, Tensor};
 use super::weights::Values;
 use super::{Error, Result};
-use crate::kernels::Activation;
+use crate::kernels::{Activation, Arithmetic};
 use serde_json::json;
 
 /// What a text encoder's configuration says.
@@ -248,7 +248,7 @@ impl EncoderLayer {
         let normed = self.layer_norm1.forward(x)?;
         let q = self.q_proj.forward(&normed)?;
         let kv = Rows::own(&self.kv_proj.forward(&normed)?, 1)?;
-        let mixed = attend(&q, &[kv], heads, true)?;
+        let mixed = attend(&q, &[kv], (heads, true), Arithmetic::F32)?;
         let onto = |residual| Finish { activation: Activation::None, residual: Some(residual) };
         let x = self.out_proj.forward_with(&mixed, onto(x))?;
         // 2. Feed-forward.

@@ -4,7 +4,7 @@ use super::linear::Linear;
 use super::shard::Sum;
 use super::{Loader, Result};
 use crate::device::{self, Array};
-use crate::kernels::{self, Heads, Isa, Keys};
+use crate::kernels::{self, Arithmetic, Heads, Isa, Keys};
 use crate::model::exchange::{Exchange, Rows};
 use crate::model::tensor::Tensor;
 use crate::profile::Work;
@@ -16,7 +16,12 @@ use protocol::plan::{Ask, Shard};
 ///
 /// # Errors
 /// If a tensor is not of that shape.
-pub fn attend(q: &Tensor, kv: &[Rows], heads: usize, causal: bool) -> Result<Tensor> {
+pub fn attend(
+    q: &Tensor,
+    kv: &[Rows],
+    (heads, causal): (usize, bool),
+    arithmetic: Arithmetic,
+) -> Result<Tensor> {
     let [batch, queries, channels] = q.sizes()?;
     if let Some(q) = q.on_device() {
         let parts =
@@ -28,7 +33,7 @@ pub fn attend(q: &Tensor, kv: &[Rows], heads: usize, causal: bool) -> Result<Ten
             device::attention::attend(q.values, &Array::cat(&parts, 1)?, heads, causal)
         });
     }
-    let shape = Heads { batch, heads, head_dim: channels / heads, queries, causal };
+    let shape = Heads { batch, heads, head_dim: channels / heads, queries, causal, arithmetic };
     q.make(Work::Attention, q.shape(), |out| {
         let parts: Vec<Keys<'_>> = kv
             .iter()
@@ -157,6 +162,7 @@ struct Projections {
     to_kv: Linear,
     to_out: Linear,
     heads: usize,
+    arithmetic: Arithmetic,
     sum: Sum,
 }
 
@@ -176,6 +182,11 @@ impl Projections {
             to_kv: Linear::load_joined(&[k, v], context, channels, bias)?,
             to_out: Linear::load(&out, channels, channels, true)?,
             heads,
+            // 8 bits are too few for scores.
+            arithmetic: match loader.arithmetic() {
+                Arithmetic::Bf16 => Arithmetic::Bf16,
+                Arithmetic::F32 | Arithmetic::Int8 => Arithmetic::F32,
+            },
             sum: Sum::load(loader, channels),
         })
     }
@@ -190,6 +201,7 @@ impl Projections {
             to_out: self.to_out.taking(keys.clone(), shard.is_first()),
             to_kv: self.to_kv.giving(&[keys, values]),
             heads: heads.len(),
+            arithmetic: self.arithmetic,
             sum: self.sum.of_shard(shard),
         }
     }
@@ -209,7 +221,8 @@ impl Projections {
         residual: &Tensor,
         exchange: &mut dyn Exchange,
     ) -> Result<Tensor> {
-        let mixed = attend(&self.to_q.forward(x)?, kv, self.heads, false)?;
+        let heads = (self.heads, false);
+        let mixed = attend(&self.to_q.forward(x)?, kv, heads, self.arithmetic)?;
         let out = self.to_out.forward_with(&mixed, self.sum.finish(residual))?;
         self.sum.over(out, exchange)
     }
