@@ -5,7 +5,7 @@ use crate::kernels::Activation;
 use candle_core::{D, Result};
 
 /// `x` [.., inputs] times the rows of `weight` [outputs, inputs], in the weight's type: plus `bias`
-/// [outputs], through `activation`, plus `residual` [.., outputs].
+/// \[outputs\], through `activation`, plus `residual` [.., outputs].
 ///
 /// # Errors
 /// If shapes do not fit, or the device fails.

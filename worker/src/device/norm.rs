@@ -45,7 +45,7 @@ pub fn of_raw(raw: &Array, count: f64, own: &Array, own_count: f64) -> Result<Ar
 }
 
 /// `x` [batch, .., channels], normalised by `moments` [batch x groups, 2] of `count` values each, then
-/// scaled by `weight` and shifted by `bias`, [channels]; through silu if `silu`.
+/// scaled by `weight` and shifted by `bias`, \[channels\]; through silu if `silu`.
 ///
 /// # Errors
 /// If shapes do not fit, or the device fails.
