@@ -57,6 +57,15 @@ pub struct EngineOptions {
     pub threads: Option<NonZeroUsize>,
 }
 
+/// Memory, in bytes, once the model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryLeft {
+    /// What this worker has taken.
+    pub taken: u64,
+    /// What is free.
+    pub free: u64,
+}
+
 /// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -181,14 +190,16 @@ impl Engine {
         self.activations
     }
 
-    /// Bytes that are left where activations are: on the device, or on this machine.
+    /// What is left where activations are: on a GPU, or on this machine.
     ///
     /// # Errors
     /// If the device does not tell.
-    pub fn free_bytes(&self) -> Result<u64, EngineError> {
+    pub fn memory(&self) -> Result<MemoryLeft, EngineError> {
         let on_device = self.checkpoint.device().map(Device::free_bytes).transpose();
-        let on_device = on_device.map_err(crate::model::Error::from)?.flatten();
-        Ok(on_device.unwrap_or_else(memory::free_bytes))
+        Ok(match on_device.map_err(crate::model::Error::from)?.flatten() {
+            Some(free) => MemoryLeft { taken: self.card().weight_bytes, free },
+            None => MemoryLeft { taken: memory::resident_bytes(), free: memory::free_bytes() },
+        })
     }
 
     /// Queues a run to the compute thread.

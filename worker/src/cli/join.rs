@@ -3,7 +3,7 @@
 use super::EngineArgs;
 use crate::actor;
 use crate::engine::cores::Placement;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, MemoryLeft};
 use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
@@ -31,7 +31,8 @@ pub(super) struct JoinArgs {
     name: Option<String>,
     #[command(flatten)]
     engine: EngineArgs,
-    /// The memory that this worker may take, such as 12GiB or 900MiB [default: what the machine has left].
+    /// The memory that this worker may take of its machine's, or of its GPU's, such as 12GiB or 900MiB
+    /// [default: what is left].
     /// Images whose decode would take more are decoded in tiles.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
@@ -82,7 +83,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         kernels: engine.kernels(),
         resident_bytes: resident_bytes(),
         speed: engine.speed(),
-        free_bytes: allowed(arguments.memory, engine.free_bytes()?)?,
+        free_bytes: allowed(arguments.memory, engine.memory()?)?,
     };
     let (card, mib) = (&about.model, |bytes: u64| bytes >> 20);
     tracing::info!("loaded {} ({} MiB as {})", card.name, mib(card.weight_bytes), card.dtype);
@@ -101,15 +102,16 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     Err(actor::join(&arguments.coordinator, about, engine, listener).await.into())
 }
 
-/// Bytes that it may still take of the `free` ones, having loaded its model.
-fn allowed(memory: Option<u64>, free: u64) -> anyhow::Result<u64> {
-    let (Some(memory), resident) = (memory, resident_bytes()) else { return Ok(free) };
-    let Some(left) = memory.checked_sub(resident) else {
+/// Bytes that it may still take, of what the machine or its GPU has left, having loaded its model.
+fn allowed(memory: Option<u64>, has: MemoryLeft) -> anyhow::Result<u64> {
+    let MemoryLeft { taken, free } = has;
+    let Some(memory) = memory else { return Ok(free) };
+    let Some(left) = memory.checked_sub(taken) else {
         bail!(
             "--memory {} MiB: {} MiB are taken with the model loaded; give more, or hold its weights \
              in a smaller type with --dtype",
             memory >> 20,
-            resident >> 20
+            taken >> 20
         );
     };
     Ok(free.min(left))
@@ -173,10 +175,10 @@ mod tests {
 
     #[test]
     fn a_model_larger_than_its_memory_is_refused() {
-        assert!(
-            allowed(Some(1 << 20), 1 << 40).unwrap_err().to_string().contains("--memory 1 MiB")
-        );
-        assert_eq!(allowed(Some(1 << 50), 1 << 30).unwrap(), 1 << 30);
-        assert!(allowed(Some(resident_bytes() + (8 << 30)), 1 << 40).unwrap() <= 8 << 30);
+        let has = MemoryLeft { taken: 2 << 30, free: 9 << 30 };
+        assert!(allowed(Some(1 << 20), has).unwrap_err().to_string().contains("--memory 1 MiB"));
+        assert_eq!(allowed(None, has).unwrap(), 9 << 30);
+        assert_eq!(allowed(Some(1 << 50), has).unwrap(), 9 << 30);
+        assert_eq!(allowed(Some(6 << 30), has).unwrap(), 4 << 30);
     }
 }
