@@ -213,6 +213,10 @@ impl Drop for Arrived {
     }
 }
 
+/// Free page-locked memory is kept up to here, for the next values of its length. What images of other sizes
+/// left behind goes back to the system once there is more.
+const FREE_BYTES_MAX: usize = 1 << 30;
+
 /// Page-locked memory: taking it from the system takes longer than a copy.
 #[derive(Default)]
 struct Pool(Mutex<Pinned>);
@@ -221,8 +225,20 @@ struct Pool(Mutex<Pinned>);
 struct Pinned {
     /// By length: what crosses has the same in every call.
     free: BTreeMap<usize, Vec<PinnedHostSlice<u8>>>,
+    free_bytes: usize,
     /// Read by copies until these events, in their order.
     busy: VecDeque<(CudaEvent, PinnedHostSlice<u8>)>,
+}
+
+impl Pinned {
+    fn keep(&mut self, pinned: PinnedHostSlice<u8>) {
+        if self.free_bytes + pinned.len() > FREE_BYTES_MAX {
+            self.free.clear();
+            self.free_bytes = 0;
+        }
+        self.free_bytes += pinned.len();
+        self.free.entry(pinned.len()).or_default().push(pinned);
+    }
 }
 
 impl Drop for Pinned {
@@ -242,10 +258,11 @@ impl Pool {
                 break;
             }
             if let Some((_, pinned)) = pool.busy.pop_front() {
-                pool.free.entry(pinned.len()).or_default().push(pinned);
+                pool.keep(pinned);
             }
         }
         if let Some(pinned) = pool.free.get_mut(&length).and_then(Vec::pop) {
+            pool.free_bytes -= length;
             return Ok(pinned);
         }
         // Not write-combined: links and this thread read it.
@@ -255,7 +272,7 @@ impl Pool {
 
     fn give_back(&self, pinned: PinnedHostSlice<u8>) {
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.free.entry(pinned.len()).or_default().push(pinned);
+        pool.keep(pinned);
     }
 
     fn give_back_after(&self, copied: CudaEvent, pinned: PinnedHostSlice<u8>) {
