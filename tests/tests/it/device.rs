@@ -5,7 +5,7 @@ use protocol::job::{Dtype, Parallelism};
 use protocol::plan::{Branch, Plan};
 use std::path::Path;
 use std::sync::Arc;
-use tests::fixture::{self, Case};
+use tests::fixture::{self, Case, Values};
 use tests::render::{links, plan, plan_of, render, render_on};
 use tests::tolerance::{psnr, relative_l2};
 use worker::device::{Device, DeviceChoice};
@@ -45,6 +45,22 @@ fn plan_for(case: &Case, checkpoint: &Checkpoint) -> Plan {
     plan_of(checkpoint, &case.spec(), &parts)
 }
 
+/// The latent after each call against what it should be.
+fn check_steps(
+    device: DeviceChoice,
+    case: &Case,
+    latents: &[Vec<f64>],
+    want: &Values,
+    tolerance: f64,
+) {
+    assert_eq!(latents.len(), want.shape[0], "{device}: {}: calls", case.name);
+    for (call, latent) in latents.iter().enumerate() {
+        let error = relative_l2(latent, want.part(call));
+        println!("{device}: {}: call {call}: {error:.2e}", case.name);
+        assert!(error < tolerance, "{device}: {}: call {call}: {error:.2e}", case.name);
+    }
+}
+
 #[test]
 fn one_rank_agrees_with_diffusers() {
     for device in devices() {
@@ -56,15 +72,7 @@ fn one_rank_agrees_with_diffusers() {
             let plan = plan(&checkpoint, &case.spec(), 1);
             let rendered = render(&checkpoint, &plan, links(&checkpoint, &plan, None)).unwrap();
             let want = &case.tensors("single")["latents"];
-            for (call, latent) in rendered.latents.iter().enumerate() {
-                let error = relative_l2(latent, want.part(call));
-                println!("{device}: {}: call {call}: {error:.2e}", case.name);
-                assert!(
-                    error < SINGLE_TOLERANCE,
-                    "{device}: {}: call {call}: {error:.2e}",
-                    case.name
-                );
-            }
+            check_steps(device, case, &rendered.latents, want, SINGLE_TOLERANCE);
             let image = render(&own, &plan, links(&own, &plan, None)).unwrap().pixels;
             let alike = psnr(&rendered.pixels, &image);
             assert!(alike > 55.0, "{device}: {}: the images are {alike:.1} dB apart", case.name);
@@ -83,15 +91,7 @@ fn several_ranks_agree_with_distrifusion() {
             let plan = plan_for(case, &checkpoint);
             let rendered = render(&checkpoint, &plan, links(&checkpoint, &plan, None)).unwrap();
             let want = &case.tensors("distri")["latents"];
-            for (call, latent) in rendered.latents.iter().enumerate() {
-                let error = relative_l2(latent, want.part(call));
-                println!("{device}: {}: call {call}: {error:.2e}", case.name);
-                assert!(
-                    error < DISTRI_TOLERANCE,
-                    "{device}: {}: call {call}: {error:.2e}",
-                    case.name
-                );
-            }
+            check_steps(device, case, &rendered.latents, want, DISTRI_TOLERANCE);
         }
     }
 }
@@ -107,10 +107,7 @@ fn ranks_on_a_device_and_on_our_own_kernels_render_one_image() {
         let links = links(&checkpoints[0], &plan, None);
         let rendered = render_on(&checkpoints, &plan, links).unwrap();
         let want = &case.tensors("distri")["latents"];
-        for (call, latent) in rendered.latents.iter().enumerate() {
-            let error = relative_l2(latent, want.part(call));
-            assert!(error < DISTRI_TOLERANCE, "{device}: call {call}: {error:.2e}");
-        }
+        check_steps(device, &case, &rendered.latents, want, DISTRI_TOLERANCE);
     }
 }
 

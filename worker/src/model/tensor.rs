@@ -58,7 +58,15 @@ pub struct OnDevice<'a> {
     pub values: &'a Array,
 }
 
-impl OnDevice<'_> {
+impl<'a> OnDevice<'a> {
+    /// What is to be computed with these values, on the same device.
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn with(&self, other: Option<&'a Tensor>) -> Result<Option<&'a Array>> {
+        other.map(Tensor::array).transpose()
+    }
+
     /// What `compute` makes, on the same device. While a profile is taken, it is waited for.
     ///
     /// # Errors
@@ -361,7 +369,7 @@ impl Tensor {
             return Err(Error::Shape(cause));
         }
         if let Some(x) = first.on_device() {
-            let parts: Vec<&Array> = parts.iter().filter_map(|part| part.array()).collect();
+            let parts = parts.iter().map(|part| part.array()).collect::<Result<Vec<&Array>>>()?;
             return x.make(Work::Copy, || Array::cat(&parts, dim));
         }
         let size = parts.iter().map(|part| part.dims.sizes[dim]).sum();
@@ -378,9 +386,13 @@ impl Tensor {
         })
     }
 
-    /// The array of one that is on a device.
-    fn array(&self) -> Option<&Array> {
-        self.on_device().map(|x| x.values)
+    /// The array of one that must be on a device.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn array(&self) -> Result<&Array> {
+        let elsewhere = || Error::Shape(format!("{self:?} is not on the device that reads it"));
+        self.on_device().map(|x| x.values).ok_or_else(elsewhere)
     }
 
     /// Each value times `scale` plus `shift`.
@@ -403,6 +415,8 @@ impl Tensor {
 #[expect(clippy::cast_precision_loss, reason = "test values are small")]
 mod tests {
     use super::*;
+    use crate::device::DeviceChoice;
+    use protocol::job::Dtype;
 
     fn counting(dims: [usize; 3]) -> Tensor {
         let values: Vec<f32> = (0..dims.iter().product::<usize>()).map(|at| at as f32).collect();
@@ -420,6 +434,19 @@ mod tests {
         assert_eq!(x.narrow(1, 1, 1).unwrap().view(), [4.0, 5.0, 6.0, 7.0, 16.0, 17.0, 18.0, 19.0]);
         assert!(x.narrow(1, 2, 2).is_err() && x.narrow(3, 0, 1).is_err());
         assert!(Tensor::cat(&[&x, &counting([2, 3, 5])], 1).is_err());
+    }
+
+    #[test]
+    fn what_is_elsewhere_is_an_error() {
+        let device = Device::open(DeviceChoice::Candle, Dtype::F32).unwrap().unwrap();
+        let here = counting([1, 2, 3]);
+        let there = Tensor::new(&Memory::Device(device), here.view(), [1, 2, 3]).unwrap();
+        assert_eq!(*there.to_host().unwrap(), *here.view());
+        assert!(there.make(Work::Norm, [6], |_| Ok(())).is_err(), "no operation of the device");
+        assert!(Tensor::cat(&[&there, &here], 1).is_err());
+        let reading = there.on_device().unwrap();
+        assert!(reading.with(Some(&here)).is_err() && reading.with(None).unwrap().is_none());
+        assert!(reading.with(Some(&there)).unwrap().is_some());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::device::{Array, Device};
 use crate::kernels::Stored;
-use crate::model::tensor::Tensor;
+use crate::model::tensor::{OnDevice, Tensor};
 use crate::model::{Error, Result};
 use crate::profile::Work;
 use bytes::Bytes;
@@ -73,12 +73,29 @@ impl Rows {
     /// # Errors
     /// If they are this rank's and elsewhere, or the device has no room for them.
     pub fn on_device(&self, device: &Device, dims: &[usize]) -> Result<Array> {
-        let elsewhere = || Error::Shape("a band's rows are not on its device".to_owned());
         match &self.values {
-            Values::Own(x) => Ok(x.on_device().ok_or_else(elsewhere)?.values.clone()),
+            Values::Own(x) => Ok(x.array()?.clone()),
             Values::Landed(wire, bytes) => Ok(device.bring(bytes, dtype(*wire), dims)?),
-            Values::Planned => Err(elsewhere()),
+            Values::Planned => Err(Error::Shape("rows that are only planned".to_owned())),
         }
+    }
+
+    /// All of `parts`, whose rows are [batch, rows, channels], one after another on a device that computes
+    /// in `own`'s type.
+    ///
+    /// # Errors
+    /// If this rank's are elsewhere, or the device has no room for them.
+    pub fn joined_on_device(
+        parts: &[Self],
+        own: OnDevice<'_>,
+        [batch, channels]: [usize; 2],
+    ) -> Result<Array> {
+        let part = |rows: &Self| -> Result<Array> {
+            let values = rows.on_device(own.device, &[batch, rows.count, channels])?;
+            Ok(values.to_dtype(own.values.dtype())?)
+        };
+        let parts = parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(Array::cat(&parts, 1)?)
     }
 
     /// Their values, of a site whose values cross as f32.
@@ -99,18 +116,14 @@ impl Rows {
     pub fn joined(parts: &[Self], own: &Tensor) -> Result<Tensor> {
         let [batch, _, channels] = own.sizes()?;
         let count: usize = parts.iter().map(Self::count).sum();
-        let host = match own.on_device() {
-            Some(_) => Some(own.to_host()?),
-            None => None,
-        };
-        own.make_on_host(Work::Copy, [batch, count, channels], |mut out| {
+        if let Some(x) = own.on_device() {
+            let joined = Self::joined_on_device(parts, x, [batch, channels])?;
+            return Tensor::of_array(x.device, joined);
+        }
+        own.make(Work::Copy, [batch, count, channels], |mut out| {
             for image in 0..batch {
                 for part in parts {
-                    let values = match (&part.values, &host) {
-                        (Values::Own(_), Some(host)) => host,
-                        _ => part.exact()?,
-                    };
-                    let values = &values[image * part.count * channels..];
+                    let values = &part.exact()?[image * part.count * channels..];
                     let room = out.split_off_mut(..part.count * channels);
                     let room = room.expect("the parts' counts add up");
                     room.copy_from_slice(&values[..part.count * channels]);

@@ -3,7 +3,7 @@
 use super::linear::Linear;
 use super::shard::Sum;
 use super::{Loader, Result};
-use crate::device::{self, Array};
+use crate::device;
 use crate::kernels::{self, Arithmetic, Heads, Isa, Keys};
 use crate::model::exchange::{Exchange, Rows};
 use crate::model::tensor::Tensor;
@@ -24,14 +24,8 @@ pub fn attend(
 ) -> Result<Tensor> {
     let [batch, queries, channels] = q.sizes()?;
     if let Some(q) = q.on_device() {
-        let parts =
-            kv.iter().map(|rows| rows.on_device(q.device, &[batch, rows.count(), 2 * channels]));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        return q.make(Work::Attention, || {
-            let parts = parts.iter().map(|part| part.to_dtype(q.values.dtype()));
-            let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
-            device::attention::attend(q.values, &Array::cat(&parts, 1)?, heads, causal)
-        });
+        let kv = Rows::joined_on_device(kv, q, [batch, 2 * channels])?;
+        return q.make(Work::Attention, || device::attention::attend(q.values, &kv, heads, causal));
     }
     let shape = Heads { batch, heads, head_dim: channels / heads, queries, causal, arithmetic };
     q.make(Work::Attention, q.shape(), |out| {

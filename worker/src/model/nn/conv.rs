@@ -165,12 +165,12 @@ impl Conv3x3 {
         })
     }
 
-    fn on_device(
+    fn on_device<'a>(
         &self,
-        x: OnDevice<'_>,
+        x: OnDevice<'a>,
         halo: &Halo,
-        shift: Option<&Tensor>,
-        finish: Finish<'_>,
+        shift: Option<&'a Tensor>,
+        finish: Finish<'a>,
     ) -> Result<Tensor> {
         let Weight::Device(weight, bias) = &self.weight else {
             let cause = "the input is on a device, its weights are not".to_owned();
@@ -183,8 +183,7 @@ impl Conv3x3 {
             row.transpose()
         };
         let (above, below) = (row(&halo.above)?, row(&halo.below)?);
-        let shift = shift.and_then(Tensor::on_device).map(|shift| shift.values);
-        let residual = finish.residual.and_then(Tensor::on_device).map(|x| x.values);
+        let (shift, residual) = (x.with(shift)?, x.with(finish.residual)?);
         x.make(Work::Convolution, || {
             let x = conv::with_border(x.values, above.as_ref(), below.as_ref())?;
             let out = conv::conv3x3(&x, weight, self.stride)?;

@@ -176,7 +176,7 @@ impl Linear {
     pub fn forward_with(&self, x: &Tensor, finish: Finish<'_>) -> Result<Tensor> {
         if let Some(x) = x.on_device() {
             let (weight, bias) = self.weight.on_device()?;
-            let residual = finish.residual.and_then(Tensor::on_device).map(|x| x.values);
+            let residual = x.with(finish.residual)?;
             return x.make(Work::Linear, || {
                 device::linear::linear(x.values, weight, bias, finish.activation, residual)
             });
