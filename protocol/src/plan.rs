@@ -11,11 +11,13 @@
 //! branch cover the image, and only predictions cross between branches.
 
 mod band;
+mod fabric;
 mod shard;
 mod slot;
 mod strip;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
+pub use fabric::Fabric;
 pub use shard::Shard;
 pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};

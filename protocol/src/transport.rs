@@ -10,13 +10,18 @@
 //!
 //! Links end in two ways. A rank that has finished drops its links: what it posted still reaches
 //! its peers, who then find the link closed. A run that is aborted hangs up: its links close at
-//! once ([`tcp::Hangup`]).
+//! once ([`Hangup`]).
 
+pub mod connection;
+pub mod endpoint;
+mod hangup;
 mod ledger;
 pub mod memory;
 pub mod stream;
 pub mod tcp;
 
+pub use endpoint::Endpoint;
+pub use hangup::Hangup;
 pub use ledger::{LinkSpec, VERSIONS_MAX};
 
 use crate::fault::{Fault, FaultKind};
@@ -24,6 +29,24 @@ use crate::id::{Call, Rank, Slot};
 use bytes::Bytes;
 use std::fmt;
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// How long all links of a run may take to open: a start message may reach the last worker some
+/// seconds after the first one, and a peer that is not there by then will not come.
+pub const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a caller whose run this worker has not been told of is kept: as long as it waits.
+pub const PARKED_FOR: Duration = OPEN_DEADLINE;
+
+/// How many such callers are kept: one run's, since a worker renders one at a time.
+pub const PARKED_MAX: usize = crate::plan::RANKS_MAX;
+
+/// How many callers may be connected that have not said hello yet.
+pub const STRANGERS_MAX: usize = 2 * crate::plan::RANKS_MAX;
+
+/// How long a dropped link goes on sending what was posted, and receiving what nobody reads. It
+/// must outlast the time by which ranks of one run may finish apart: two calls of a large image.
+pub const LINGER: Duration = Duration::from_secs(120);
 
 /// The links of one rank to all of its peers in one run, in rank order.
 pub type Links = Vec<(Rank, Box<dyn Link>)>;

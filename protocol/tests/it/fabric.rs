@@ -2,8 +2,9 @@
 
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
-use protocol::transport::tcp::{Hangup, TcpLink};
-use protocol::transport::{Landed, Link, LinkError, LinkSpec, memory};
+use protocol::transport::connection::Connection;
+use protocol::transport::tcp::TcpLink;
+use protocol::transport::{Hangup, Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -97,7 +98,7 @@ impl Fabric for Tcp {
     async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
         let [one, other] = sockets().await;
         let start = |stream, spec| -> Box<dyn Link> {
-            Box::new(TcpLink::start(stream, spec, &Hangup::default()).expect("a fresh socket"))
+            Box::new(TcpLink::start(over(stream), spec, &Hangup::default()))
         };
         [start(one, &specs[0]), start(other, &specs[1])]
     }
@@ -109,4 +110,9 @@ pub(crate) async fn sockets() -> [TcpStream; 2] {
     let address = listener.local_addr().expect("bound");
     let (called, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
     [called.expect("called"), accepted.expect("accepted").0]
+}
+
+/// A connection over this socket.
+pub(crate) fn over(socket: TcpStream) -> Connection {
+    Connection::plain(socket).expect("a fresh socket")
 }

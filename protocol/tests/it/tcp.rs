@@ -1,12 +1,12 @@
 //! What only sockets can do wrong, and how the links of a run come to be.
 
-use crate::fabric::{landed, plan, sites, slot, sockets, specs};
+use crate::fabric::{landed, over, plan, sites, slot, sockets, specs};
 use protocol::codec::{self, Limits};
 use protocol::handshake::PeerHandshake;
 use protocol::message::{DataHead, PeerAnswer};
 use protocol::plan::Plan;
-use protocol::transport::tcp::{Hangup, Listener, OPEN_DEADLINE, TcpLink};
-use protocol::transport::{LinkError, Links};
+use protocol::transport::tcp::TcpLink;
+use protocol::transport::{Endpoint, Hangup, LinkError, Links, OPEN_DEADLINE};
 use protocol::{Call, Epoch, FaultKind, Rank, Site};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,7 +18,7 @@ const SIZES: [usize; 2] = [64, 4096];
 async fn answer_to(bytes: &[u8], close: bool) -> LinkError {
     let [mut near, far] = sockets().await;
     let [_, spec] = specs(&SIZES, [0, 0]);
-    let mut link = TcpLink::start(far, &spec, &Hangup::default()).expect("a fresh socket");
+    let mut link = TcpLink::start(over(far), &spec, &Hangup::default());
     near.write_all(bytes).await.expect("written");
     if close {
         near.shutdown().await.expect("shut down");
@@ -58,7 +58,7 @@ async fn l1_a_value_cut_anywhere_does_not_land() {
 async fn values_land_in_the_two_buffers_of_their_slot() {
     let [mut near, far] = sockets().await;
     let [_, spec] = specs(&SIZES, [0, 0]);
-    let mut link = TcpLink::start(far, &spec, &Hangup::default()).expect("a fresh socket");
+    let mut link = TcpLink::start(over(far), &spec, &Hangup::default());
     let mut first = Vec::new();
     let mut held = None;
     for call in 0..8 {
@@ -81,7 +81,7 @@ async fn l2_l3_a_version_lands_once_and_never_after_a_newer_one() {
     for second in [5, 4] {
         let [mut near, far] = sockets().await;
         let [_, spec] = specs(&SIZES, [0, 0]);
-        let mut link = TcpLink::start(far, &spec, &Hangup::default()).expect("a fresh socket");
+        let mut link = TcpLink::start(over(far), &spec, &Hangup::default());
         near.write_all(&[frame(0, 5, 64), frame(0, second, 64)].concat()).await.expect("written");
         assert_eq!(landed(&mut link).await.expect("the first").call, Call(5));
         let error = landed(&mut link).await.expect_err("not newer");
@@ -93,7 +93,7 @@ async fn l2_l3_a_version_lands_once_and_never_after_a_newer_one() {
 async fn a_third_version_that_nobody_can_be_ready_for_breaks_the_link() {
     let [mut near, far] = sockets().await;
     let [_, spec] = specs(&SIZES, [0, 0]);
-    let mut link = TcpLink::start(far, &spec, &Hangup::default()).expect("a fresh socket");
+    let mut link = TcpLink::start(over(far), &spec, &Hangup::default());
     for call in 0..3 {
         near.write_all(&frame(0, call, 64)).await.expect("written");
     }
@@ -110,8 +110,8 @@ async fn a_hangup_closes_both_ends_at_once_though_they_are_held() {
     let [near, far] = sockets().await;
     let [one, other] = specs(&SIZES, [0, 0]);
     let hangup = Hangup::default();
-    let mut near = TcpLink::start(near, &one, &hangup).expect("a fresh socket");
-    let mut far = TcpLink::start(far, &other, &Hangup::default()).expect("a fresh socket");
+    let mut near = TcpLink::start(over(near), &one, &hangup);
+    let mut far = TcpLink::start(over(far), &other, &Hangup::default());
     hangup.now();
     for link in [&mut near, &mut far] {
         let ended = landed(link).await;
@@ -119,21 +119,21 @@ async fn a_hangup_closes_both_ends_at_once_though_they_are_held() {
     }
 }
 
-async fn listeners(count: usize) -> Vec<Listener> {
+async fn listeners(count: usize) -> Vec<Endpoint> {
     let mut listeners = Vec::new();
     for _ in 0..count {
         let address = "127.0.0.1:0".parse().expect("an address");
-        listeners.push(Listener::bind(address).await.expect("a free port"));
+        listeners.push(Endpoint::bind(address).await.expect("a free port"));
     }
     listeners
 }
 
-fn plan_of(listeners: &[Listener]) -> Plan {
-    let addresses: Vec<_> = listeners.iter().map(Listener::address).collect();
+fn plan_of(listeners: &[Endpoint]) -> Plan {
+    let addresses: Vec<_> = listeners.iter().map(Endpoint::address).collect();
     plan(2, &addresses)
 }
 
-async fn open(listener: &Listener, plan: &Plan, rank: u16) -> Result<Links, LinkError> {
+async fn open(listener: &Endpoint, plan: &Plan, rank: u16) -> Result<Links, LinkError> {
     let opened = listener.open(plan, Rank(rank), &sites(&SIZES)).await;
     opened.map(|(links, _)| links)
 }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{Admission, hello, read_greeting};
 use protocol::message::{Join, Role, ToCoordinator, ToWorker};
+use protocol::transport::Endpoint;
 use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
-use protocol::transport::tcp::Listener;
 use protocol::{Fault, FaultKind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,8 +74,8 @@ impl SessionError {
 
 /// Renders for the coordinator at `address` (`HOST:PORT`), calling it again whenever it is not there.
 /// Ends only when it refuses this worker for what it is: its model or its release.
-pub async fn join(address: &str, about: Join, engine: Engine, listener: Listener) -> SessionError {
-    let supervisor = Supervisor::new(Arc::new(engine), Arc::new(listener)).start();
+pub async fn join(address: &str, about: Join, engine: Engine, endpoint: Endpoint) -> SessionError {
+    let supervisor = Supervisor::new(Arc::new(engine), Arc::new(endpoint)).start();
     let mut backoff = Backoff::default();
     let mut reported = String::new();
     loop {

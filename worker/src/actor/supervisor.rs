@@ -7,8 +7,7 @@ use actix::prelude::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Mess
 use bytes::Bytes;
 use protocol::message::{ToCoordinator, ToWorker};
 use protocol::plan::Plan;
-use protocol::transport::Links;
-use protocol::transport::tcp::{Hangup, Listener};
+use protocol::transport::{Endpoint, Hangup, Links};
 use protocol::{Fault, FaultKind, Rank, RunId};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +33,7 @@ pub(super) struct Ordered(pub(super) ToWorker);
 #[derive(Debug)]
 pub(super) struct Supervisor {
     engine: Arc<Engine>,
-    listener: Arc<Listener>,
+    endpoint: Arc<Endpoint>,
     session: Option<Outbox>,
     duty: Duty,
     stop: Option<Stop>,
@@ -48,8 +47,8 @@ struct Stop {
 }
 
 impl Supervisor {
-    pub(super) fn new(engine: Arc<Engine>, listener: Arc<Listener>) -> Self {
-        Self { engine, listener, session: None, duty: Duty::default(), stop: None }
+    pub(super) fn new(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Self {
+        Self { engine, endpoint, session: None, duty: Duty::default(), stop: None }
     }
 
     fn say(&self, message: ToCoordinator) {
@@ -69,9 +68,9 @@ impl Supervisor {
         tracing::info!("{run}: {rank} of {}", plan.world_size());
         let (cancel, cancelled) = oneshot::channel();
         self.stop = Some(Stop { cancel, hangup: None });
-        let (listener, engine) = (Arc::clone(&self.listener), Arc::clone(&self.engine));
+        let (endpoint, engine) = (Arc::clone(&self.endpoint), Arc::clone(&self.engine));
         let opening = async move {
-            let links = listener.open(&plan, rank, engine.sites()).await;
+            let links = endpoint.open(&plan, rank, engine.sites()).await;
             (plan, links)
         };
         let opened = opening.into_actor(self).map(move |(plan, links), supervisor, ctx| {

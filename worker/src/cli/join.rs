@@ -7,7 +7,7 @@ use crate::engine::{Engine, EngineOptions, MemoryLeft};
 use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
-use protocol::transport::tcp::Listener;
+use protocol::transport::Endpoint;
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -60,7 +60,7 @@ pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     check_address(&arguments.coordinator)?;
-    let listener = Listener::bind(arguments.listen).await.with_context(|| {
+    let endpoint = Endpoint::bind(arguments.listen).await.with_context(|| {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;
     let options = arguments.engine.options();
@@ -77,7 +77,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     }
     let about = Join {
         name: arguments.name.unwrap_or_else(own_name),
-        listen: listener.address(),
+        listen: endpoint.address(),
         model: engine.card().clone(),
         threads,
         kernels: engine.kernels(),
@@ -99,7 +99,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         let (free, device) = (mib(about.free_bytes), engine.kernels());
         tracing::info!("resident: {resident} MiB; free on {device}: {free} MiB");
     }
-    Err(actor::join(&arguments.coordinator, about, engine, listener).await.into())
+    Err(actor::join(&arguments.coordinator, about, engine, endpoint).await.into())
 }
 
 /// Bytes that it may still take, of what the machine or its GPU has left, having loaded its model.

@@ -1,16 +1,17 @@
 //! Who calls: hears each caller out and brings it together with the run it calls for.
 
-use super::{OPEN_DEADLINE, PARKED_FOR, PARKED_MAX, STRANGERS_MAX};
 use crate::codec::{self, LENGTHS_BYTES, Limits};
 use crate::fault::{Fault, FaultKind};
 use crate::handshake::read_peer_hello;
 use crate::id::RunId;
 use crate::message::{PeerAnswer, PeerHello};
+use crate::transport::connection::{Connection, Reading, Writing};
 use crate::transport::stream::StreamError;
+use crate::transport::{OPEN_DEADLINE, PARKED_FOR, PARKED_MAX, STRANGERS_MAX};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::timeout;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// Reads the first message of a connection, and not a byte of what follows it.
-pub(super) async fn read_greeting(stream: &mut TcpStream) -> Result<Vec<u8>, StreamError> {
+pub(super) async fn read_greeting(stream: &mut Reading) -> Result<Vec<u8>, StreamError> {
     let mut lengths = [0; LENGTHS_BYTES];
     stream.read_exact(&mut lengths).await?;
     let (body, _) = codec::read_lengths(lengths, &Limits::GREETING)?;
@@ -32,12 +33,12 @@ pub(super) async fn read_greeting(stream: &mut TcpStream) -> Result<Vec<u8>, Str
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) hello: PeerHello,
-    pub(super) stream: TcpStream,
+    pub(super) connection: Connection,
 }
 
 impl Caller {
     pub(super) async fn answer(&mut self, answer: &PeerAnswer) -> Result<(), StreamError> {
-        answer_on(&mut self.stream, answer).await
+        answer_on(&mut self.connection.writing, answer).await
     }
 
     pub(super) async fn refuse(mut self, fault: Fault) {
@@ -46,7 +47,7 @@ impl Caller {
     }
 }
 
-async fn answer_on(stream: &mut TcpStream, answer: &PeerAnswer) -> Result<(), StreamError> {
+async fn answer_on(stream: &mut Writing, answer: &PeerAnswer) -> Result<(), StreamError> {
     let frame = codec::encode(answer, &[], &Limits::GREETING)?;
     Ok(stream.write_all(&frame).await?)
 }
@@ -129,7 +130,10 @@ pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
                 };
                 let gate = Arc::clone(&gate);
                 tokio::spawn(async move {
-                    let greeted = greet(stream).await;
+                    let greeted = match Connection::plain(stream) {
+                        Ok(connection) => greet(connection).await,
+                        Err(_) => None, // gone already
+                    };
                     drop(permit);
                     if let Some(caller) = greeted {
                         introduce(caller, &gate).await;
@@ -145,13 +149,13 @@ pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
 }
 
 /// Hears who calls; None if nobody who may.
-async fn greet(mut stream: TcpStream) -> Option<Caller> {
-    let body = timeout(OPEN_DEADLINE, read_greeting(&mut stream)).await.ok()?.ok()?;
+async fn greet(mut connection: Connection) -> Option<Caller> {
+    let body = timeout(OPEN_DEADLINE, read_greeting(&mut connection.reading)).await.ok()?.ok()?;
     match read_peer_hello(&body) {
-        Ok(hello) => Some(Caller { hello, stream }),
+        Ok(hello) => Some(Caller { hello, connection }),
         Err(fault) => {
             tracing::debug!(%fault, "refused a caller");
-            answer_on(&mut stream, &PeerAnswer::Refused(fault)).await.ok(); // gone: as good
+            answer_on(&mut connection.writing, &PeerAnswer::Refused(fault)).await.ok(); // gone: as good
             None
         }
     }

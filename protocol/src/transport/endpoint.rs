@@ -1,16 +1,23 @@
 //! How the links of a run come to be.
+//!
+//! One [`Endpoint`] per worker. For each run every rank calls all lower ranks and is called by all
+//! higher ones. Sockets are served by tasks of the tokio runtime that the endpoint was made on;
+//! the compute thread, which is outside of it, meets them in queues.
 
-use super::OPEN_DEADLINE;
-use super::gate::{Expected, Gate, accept_all, read_greeting};
-use super::link::{Hangup, TcpLink};
+mod gate;
+
+use self::gate::{Expected, Gate, accept_all, read_greeting};
+use super::connection::Connection;
+use super::hangup::Hangup;
+use super::stream::StreamError;
+use super::tcp::TcpLink;
+use super::{Link, LinkError, LinkSpec, Links, OPEN_DEADLINE};
 use crate::codec::{self, Limits};
 use crate::fault::FaultKind;
 use crate::handshake::PeerHandshake;
 use crate::id::Rank;
 use crate::message::{PeerAnswer, PeerHello};
 use crate::plan::{Plan, SiteSpec, SlotTable};
-use crate::transport::stream::StreamError;
-use crate::transport::{Link, LinkError, LinkSpec, Links};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,19 +28,19 @@ use tokio::time::timeout;
 
 /// Where a worker's peers reach it. Dropping it closes the port, not the links.
 #[derive(Debug)]
-pub struct Listener {
+pub struct Endpoint {
     address: SocketAddr,
     gate: Arc<Gate>,
     accepting: AbortHandle,
 }
 
-impl Drop for Listener {
+impl Drop for Endpoint {
     fn drop(&mut self) {
         self.accepting.abort();
     }
 }
 
-impl Listener {
+impl Endpoint {
     /// Listens on `address`, and serves the sockets on the runtime this is called on.
     ///
     /// # Errors
@@ -67,16 +74,16 @@ impl Listener {
         let mut handshake = PeerHandshake::new(plan, sites, own);
         let mut expected = self.gate.expect(plan.run);
         let opening = shake_hands(&mut handshake, plan, &mut expected);
-        let Ok(streams) = timeout(OPEN_DEADLINE, opening).await else {
+        let Ok(connections) = timeout(OPEN_DEADLINE, opening).await else {
             let peer = handshake.missing().unwrap_or(own);
             let cause = format!("it did not answer within {} s", OPEN_DEADLINE.as_secs());
             return Err(LinkError::Closed { peer, cause });
         };
         let (table, hangup) = (SlotTable::new(plan, sites, own), Hangup::default());
         let mut links = Links::new();
-        for (peer, stream) in streams? {
+        for (peer, connection) in connections? {
             let spec = LinkSpec::new(plan.run.epoch, own, peer, &table);
-            let link = TcpLink::start(stream, &spec, &hangup).map_err(|e| closed(peer, &e))?;
+            let link = TcpLink::start(connection, &spec, &hangup);
             links.push((peer, Box::new(link) as Box<dyn Link>));
         }
         links.sort_by_key(|(peer, _)| *peer);
@@ -93,23 +100,23 @@ async fn shake_hands(
     handshake: &mut PeerHandshake,
     plan: &Plan,
     expected: &mut Expected,
-) -> Result<Vec<(Rank, TcpStream)>, LinkError> {
+) -> Result<Vec<(Rank, Connection)>, LinkError> {
     let mut calls = JoinSet::new();
     for peer in handshake.to_call() {
         calls.spawn(call(plan.members[peer.index()].address, handshake.hello(peer)));
     }
-    let mut streams = Vec::new();
+    let mut connections = Vec::new();
     while handshake.missing().is_some() {
         tokio::select! {
             Some(Ok((peer, called))) = calls.join_next() => {
-                let (stream, answer) = called.map_err(|error| closed(peer, &error))?;
+                let (connection, answer) = called.map_err(|error| closed(peer, &error))?;
                 handshake.answered(peer, answer)?;
-                streams.push((peer, stream));
+                connections.push((peer, connection));
             }
             Some(mut caller) = expected.callers.recv() => match handshake.admit(&caller.hello) {
                 Ok(peer) => {
                     caller.answer(&PeerAnswer::Welcome).await.map_err(|e| closed(peer, &e))?;
-                    streams.push((peer, caller.stream));
+                    connections.push((peer, caller.connection));
                 }
                 Err(fault) => {
                     let (peer, hopeless) = (caller.hello.from, fault.kind == FaultKind::PlanMismatch);
@@ -121,20 +128,20 @@ async fn shake_hands(
             },
         }
     }
-    Ok(streams)
+    Ok(connections)
 }
 
 /// Calls the peer at `address`.
 async fn call(
     address: SocketAddr,
     hello: PeerHello,
-) -> (Rank, Result<(TcpStream, PeerAnswer), Unreached>) {
+) -> (Rank, Result<(Connection, PeerAnswer), Unreached>) {
     let called = async {
-        let mut stream = TcpStream::connect(address).await?;
+        let mut connection = Connection::plain(TcpStream::connect(address).await?)?;
         let frame = codec::encode(&hello, &[], &Limits::GREETING)?;
-        stream.write_all(&frame).await?;
-        let answer = codec::decode_body(&read_greeting(&mut stream).await?)?;
-        Ok((stream, answer))
+        connection.writing.write_all(&frame).await?;
+        let answer = codec::decode_body(&read_greeting(&mut connection.reading).await?)?;
+        Ok((connection, answer))
     };
     (hello.to, called.await.map_err(|error| Unreached { address, error }))
 }
