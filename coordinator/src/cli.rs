@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod netcheck;
 mod probe;
 mod progress;
 mod rendered;
@@ -41,6 +42,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
+    /// Measure the links between a cluster's workers, over every fabric that they share.
+    Netcheck(netcheck::NetcheckArgs),
     /// Show a cluster's workers, model and jobs.
     Status(status::StatusArgs),
 }
@@ -55,6 +58,7 @@ pub fn run() -> ExitCode {
             Command::Probe(arguments) => probe::run(*arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Netcheck(arguments) => netcheck::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
         }
     });

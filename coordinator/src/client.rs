@@ -5,6 +5,7 @@ use protocol::codec::Limits;
 use protocol::handshake::{hello, read_greeting};
 use protocol::job::JobRequest;
 use protocol::message::{ClusterView, FromClient, Role, ToClient};
+use protocol::plan::Fabric;
 use protocol::transport::stream::{FrameReader, FrameWriter};
 use protocol::{Fault, JobId};
 use std::time::Duration;
@@ -108,6 +109,16 @@ impl Client {
             ToClient::Cluster(view) => Ok(*view),
             other => Err(self.lost(&format!("unexpected answer {other:?}"))),
         }
+    }
+
+    /// Has the links between workers measured, over each of these fabrics that they share; what is
+    /// measured comes from [`Self::next`].
+    ///
+    /// # Errors
+    /// If the coordinator is lost.
+    pub async fn netcheck(&mut self, fabrics: Vec<Fabric>) -> Result<(), ClientError> {
+        let ask = FromClient::Netcheck { fabrics };
+        self.writer.send(&ask, &[]).await.map_err(|error| self.lost(&error))
     }
 
     /// The next message and its payload.

@@ -1,4 +1,5 @@
 //! Who is in the cluster. Pure: time is given.
 
 pub mod failure;
+pub mod netcheck;
 pub mod registry;

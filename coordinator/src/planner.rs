@@ -3,12 +3,13 @@
 mod bands;
 mod branches;
 mod decode;
+pub mod fabrics;
 
 use self::branches::{Share, Sharing, Work};
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };
-use protocol::plan::{Band, Branch, Geometry, Member, Plan};
+use protocol::plan::{Band, Branch, Fabric, Geometry, Lack, Member, Offer, Plan};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
 
@@ -39,6 +40,10 @@ pub struct Candidate {
     pub speed: u64,
     /// Memory its machine had left when it joined, in bytes.
     pub free_bytes: u64,
+    /// The fabrics that it offers its peers.
+    pub offers: Vec<Offer>,
+    /// Those that it does not, and why.
+    pub lacks: Vec<Lack>,
 }
 
 fn invalid(cause: String) -> Fault {
@@ -130,7 +135,7 @@ fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
 }
 
 /// How many workers a job is to have, and how they are to share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
     /// Exactly so many. None: all that are there and can have a part.
     pub workers: Option<u16>,
@@ -140,6 +145,8 @@ pub struct Wish {
     pub mode: Option<Mode>,
     /// How tall their bands are.
     pub bands: Bands,
+    /// The fabrics that they may exchange over; none named means all.
+    pub fabrics: Vec<Fabric>,
 }
 
 impl From<&JobRequest> for Wish {
@@ -149,6 +156,7 @@ impl From<&JobRequest> for Wish {
             cfg_split: request.cfg_split,
             mode: request.mode,
             bands: request.bands,
+            fabrics: request.fabrics.clone(),
         }
     }
 }
@@ -222,7 +230,7 @@ pub fn place(
     let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
     let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split)
         .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
-    reason += &explain_mode(&spec, rows, &shares, wish);
+    reason += &explain_mode(&spec, rows, &shares, wish.mode);
     reason += &explain_bands(&shares, &speeds);
     if !bands {
         // Strips are cut anew in every call, shards are of layers; each rank steps all rows.
@@ -241,21 +249,24 @@ pub fn place(
             worker: candidate.worker,
             name: candidate.name.clone(),
             address: candidate.address,
+            offers: candidate.offers.clone(),
             branch: share.branch,
             band: share.band,
             decodes,
         }
     });
-    let plan = Plan { run, spec, geometry, members: members.collect() };
+    let members = members.collect();
+    let plan = Plan { run, spec, geometry, members, fabrics: wish.fabrics };
+    fabrics::check(&plan, &placed)?;
     plan.check().map_err(|error| invalid(error.to_string()))?;
     Ok(Placed { plan, reason })
 }
 
 /// Why a job of few steps does not displace, if nobody asked for it.
-fn explain_mode(spec: &JobSpec, rows: u32, shares: &[Share], wish: Wish) -> String {
+fn explain_mode(spec: &JobSpec, rows: u32, shares: &[Share], asked: Option<Mode>) -> String {
     let exchanges =
         spec.parallelism == Parallelism::Patch && shares.iter().any(|share| share.band.rows < rows);
-    if !exchanges || wish.mode.is_some() || spec.steps >= DISPLACED_STEPS_MIN {
+    if !exchanges || asked.is_some() || spec.steps >= DISPLACED_STEPS_MIN {
         return String::new();
     }
     format!(
@@ -308,6 +319,7 @@ pub(crate) mod tests {
             cfg_split: CfgSplit::Auto,
             bands: Bands::Auto,
             decode: Decode::Auto,
+            fabrics: Vec::new(),
             workers: None,
             stream_latents: false,
             probe: false,
@@ -315,8 +327,13 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) const ANY: Wish =
-        Wish { workers: None, cfg_split: CfgSplit::Auto, mode: None, bands: Bands::Auto };
+    pub(crate) const ANY: Wish = Wish {
+        workers: None,
+        cfg_split: CfgSplit::Auto,
+        mode: None,
+        bands: Bands::Auto,
+        fabrics: Vec::new(),
+    };
 
     pub(crate) fn card() -> ModelCard {
         ModelCard {
@@ -344,6 +361,8 @@ pub(crate) mod tests {
             address,
             speed: 100,
             free_bytes: 8 << 30,
+            offers: vec![Offer::Tcp],
+            lacks: Vec::new(),
         };
         (1..=count).map(named).collect()
     }
@@ -414,7 +433,7 @@ pub(crate) mod tests {
         let fault = place(run, spec.clone(), &card(), &candidates(1), many).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest, "no use in waiting: {fault}");
         assert!(fault.cause.contains("at most 8"), "{fault}");
-        let wish = Wish { workers: None, ..wish };
+        let wish = Wish { cfg_split: CfgSplit::Off, ..ANY };
         let plan = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap().plan;
         assert_eq!(plan.world_size(), 4, "the fifth worker has no rows to render");
         let plan = place(run, spec, &card(), &candidates(9), ANY).unwrap().plan;

@@ -1,5 +1,6 @@
 //! What is asked for, and what it becomes once every default is known.
 
+use crate::plan::Fabric;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -312,6 +313,8 @@ pub struct JobRequest {
     pub bands: Bands,
     /// How the latent becomes pixels.
     pub decode: Decode,
+    /// The fabrics that values may cross over; none named means all.
+    pub fabrics: Vec<Fabric>,
     /// How many workers render it. None: all that are there when it starts.
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.

@@ -12,12 +12,13 @@
 
 mod band;
 mod fabric;
+pub mod netcheck;
 mod shard;
 mod slot;
 mod strip;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
-pub use fabric::Fabric;
+pub use fabric::{Fabric, Lack, Offer, SharedMemory, nearest, shared};
 pub use shard::Shard;
 pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
@@ -42,6 +43,8 @@ pub struct Plan {
     pub geometry: Geometry,
     /// The ranks, in order; rank r renders `members[r].band`.
     pub members: Vec<Member>,
+    /// The fabrics that may be used; none named means all.
+    pub fabrics: Vec<Fabric>,
 }
 
 /// The shape of the latent that a plan splits.
@@ -68,6 +71,8 @@ pub struct Member {
     pub name: String,
     /// Where its peers reach it.
     pub address: SocketAddr,
+    /// The fabrics that it offers them.
+    pub offers: Vec<Offer>,
     /// What it computes of guidance's two predictions.
     pub branch: Branch,
     /// The latent rows it steps and, with bands, predicts. Ranks of a baseline step the whole image
@@ -221,6 +226,12 @@ impl Plan {
     #[must_use]
     pub fn is_guided(&self) -> bool {
         self.spec.guidance > 1.0
+    }
+
+    /// Over what two ranks exchange. None: they share no fabric that may be used.
+    #[must_use]
+    pub fn fabric(&self, one: Rank, other: Rank) -> Option<Fabric> {
+        nearest(&self.member(one)?.offers, &self.member(other)?.offers, &self.fabrics)
     }
 
     /// How many predictions `rank` computes as one batch.

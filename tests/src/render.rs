@@ -60,12 +60,14 @@ pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)
         worker: WorkerId(number),
         name: format!("rank {number}"),
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        offers: Vec::new(),
         branch,
         band,
         decodes,
     });
     let run = RunId { job: JobId(1), epoch: Epoch(0) };
-    Plan { run, spec: spec.clone(), geometry, members: members.collect() }
+    let members = members.collect();
+    Plan { run, spec: spec.clone(), geometry, members, fabrics: Vec::new() }
 }
 
 /// Links in memory between all ranks of `plan`, by rank; with a seed, late and out of order.

@@ -7,6 +7,7 @@
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
 //! - [`Planned`] answers nothing, while memory is planned.
+//! - [`netcheck`] measures links, with no model.
 //! - [`sharded`] adds up what ranks compute with their parts of each layer: a baseline.
 //! - [`naive`] asks nothing within a call, and puts predictions together after it: another.
 //!
@@ -24,6 +25,7 @@ pub mod drift;
 mod group;
 pub mod mesh;
 pub mod naive;
+pub mod netcheck;
 mod outbox;
 mod planned;
 pub mod rows;

@@ -1,7 +1,7 @@
 //! Connections: one task each, from the greeting to the end.
 
 use super::supervisor::{
-    AdmitWorker, ClientLeft, ReadCluster, Submit, Supervisor, WorkerLeft, WorkerSaid,
+    AdmitWorker, ClientLeft, MeasureLinks, ReadCluster, Submit, Supervisor, WorkerLeft, WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
 use actix::Addr;
@@ -150,6 +150,9 @@ async fn serve_client(
                 said = reader.next::<FromClient>() => match said? {
                     Some((FromClient::Submit(request), _)) => {
                         supervisor.do_send(Submit { client, request: *request, out: out.clone() });
+                    }
+                    Some((FromClient::Netcheck { fabrics }, _)) => {
+                        supervisor.do_send(MeasureLinks { client, fabrics, out: out.clone() });
                     }
                     Some((FromClient::Status, _)) => {
                         let Ok(view) = supervisor.send(ReadCluster).await else { return Ok(()) };

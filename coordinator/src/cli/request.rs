@@ -4,6 +4,7 @@ use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, Mode, Parallelism, Scheduler, Warmup,
     Wire,
 };
+use protocol::plan::Fabric;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -73,6 +74,10 @@ pub(super) struct RequestArgs {
     /// the name of the model that its workers must hold.
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<PathBuf>,
+    /// The fabrics that workers may exchange over, such as `quic,tcp`; of those that two workers share the
+    /// nearest is taken: nccl, shm, rdma, quic, tcp [default: all].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    fabric: Vec<Fabric>,
     /// How many of a cluster's workers render it [default: all].
     #[arg(long, value_name = "N", conflicts_with = "local")]
     workers: Option<u16>,
@@ -103,6 +108,7 @@ impl RequestArgs {
             decode: self.decode,
             dtype: self.dtype.filter(|_| local.is_none()),
             model: named.and_then(|model| Some(model.file_name()?.to_string_lossy().into_owned())),
+            fabrics: self.fabric.clone(),
             workers: local.or(self.workers),
             stream_latents,
             probe: false,

@@ -3,7 +3,7 @@
 use super::{ADDRESS_DEFAULT, human_bytes};
 use crate::client::Client;
 use protocol::message::{ClusterView, JobView, WorkerView};
-use protocol::plan::Branch;
+use protocol::plan::{Branch, Fabric};
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,6 +53,7 @@ fn describe(address: &str, view: &ClusterView) -> String {
         let fastest = view.workers.iter().map(|worker| worker.speed).max().unwrap_or(0).max(1);
         view.workers.iter().for_each(|worker| text += &worker_row(worker, fastest));
     }
+    text += &pairs(view);
     if !view.jobs.is_empty() {
         text += "\nJOB         PROGRESS    PROMPT\n";
         view.jobs.iter().for_each(|job| text += &job_row(job));
@@ -76,6 +77,30 @@ fn worker_row(worker: &WorkerView, fastest: u64) -> String {
     )
 }
 
+/// Over what workers exchange: one line for each fabric and reason, with its pairs.
+fn pairs(view: &ClusterView) -> String {
+    let mut groups: Vec<((&str, &str), Vec<String>)> = Vec::new();
+    for pair in &view.pairs {
+        let key = (pair.fabric.map_or("none", Fabric::name), pair.why.as_str());
+        let [one, other] = pair.workers;
+        let figures = pair.figures.map_or_else(String::new, |figures| {
+            let rate = figures.bytes_per_second / 1e6;
+            format!(" ({:.0} us, {rate:.0} MB/s)", figures.latency_us)
+        });
+        let text = format!("{}-{}{figures}", one.0, other.0);
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, pairs)) => pairs.push(text),
+            None => groups.push((key, vec![text])),
+        }
+    }
+    let mut text = String::new();
+    for ((fabric, why), pairs) in groups {
+        let why = if why.is_empty() { String::new() } else { format!("\n            {why}") };
+        text += &format!("{fabric:<11} between workers {}{why}\n", pairs.join(", "));
+    }
+    if text.is_empty() { text } else { format!("\nFABRIC\n{text}") }
+}
+
 fn job_row(job: &JobView) -> String {
     let progress = match job.progress {
         None => "waiting".to_owned(),
@@ -92,9 +117,18 @@ fn job_row(job: &JobView) -> String {
             Branch::Negative => ", negative prompt",
             Branch::Prompt => ", prompt",
         };
+        let links = job.links.iter().filter(|link| link.ranks.contains(&band.rank));
+        let links: Vec<String> = links
+            .map(|link| {
+                let other = link.ranks.iter().find(|rank| **rank != band.rank);
+                format!("{} to {}", link.fabric, other.copied().unwrap_or(band.rank))
+            })
+            .collect();
+        let links =
+            if links.is_empty() { String::new() } else { format!("; {}", links.join(", ")) };
         let last = band.top + band.rows - 1;
         text += &format!(
-            "            rank {}: rows {}-{last}{branch}, {}\n",
+            "            rank {}: rows {}-{last}{branch}, {}{links}\n",
             band.rank, band.top, band.worker
         );
     }

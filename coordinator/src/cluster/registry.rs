@@ -3,6 +3,8 @@
 use crate::planner::Candidate;
 use protocol::job::ModelCard;
 use protocol::message::{Join, WorkerView};
+use protocol::plan::Fabric;
+use protocol::plan::netcheck::LinkFigures;
 use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,6 +16,7 @@ pub const WORKERS_MAX: usize = 1024;
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     members: BTreeMap<WorkerId, Member>,
+    links: BTreeMap<([WorkerId; 2], Fabric), LinkFigures>,
     joined: u64,
 }
 
@@ -52,6 +55,7 @@ impl Registry {
 
     /// A worker left; its name and address, if it was there.
     pub fn remove(&mut self, worker: WorkerId) -> Option<(String, SocketAddr)> {
+        self.links.retain(|(workers, _), _| !workers.contains(&worker));
         self.members.remove(&worker).map(|member| (member.join.name, member.address))
     }
 
@@ -77,14 +81,34 @@ impl Registry {
     #[must_use]
     pub fn idle(&self) -> Vec<Candidate> {
         let idle = self.members.iter().filter(|(_, member)| member.busy.is_none());
-        idle.map(|(worker, member)| Candidate {
-            worker: *worker,
-            name: member.join.name.clone(),
-            address: member.address,
-            speed: member.speed,
-            free_bytes: member.join.free_bytes,
-        })
-        .collect()
+        idle.map(candidate).collect()
+    }
+
+    /// All workers, in the order they joined.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<Candidate> {
+        self.members.iter().map(candidate).collect()
+    }
+
+    /// Whether no worker does anything.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.members.values().all(|member| member.busy.is_none())
+    }
+
+    /// What was measured of the link between two workers over `fabric`.
+    pub fn observe_link(&mut self, mut workers: [WorkerId; 2], fabric: Fabric, seen: LinkFigures) {
+        workers.sort_unstable();
+        if workers.iter().all(|worker| self.members.contains_key(worker)) {
+            self.links.insert((workers, fabric), seen);
+        }
+    }
+
+    /// What was last measured of the link between two workers over `fabric`.
+    #[must_use]
+    pub fn link(&self, mut workers: [WorkerId; 2], fabric: Fabric) -> Option<LinkFigures> {
+        workers.sort_unstable();
+        self.links.get(&(workers, fabric)).copied()
     }
 
     /// `worker` starts on a run.
@@ -155,6 +179,18 @@ impl Registry {
     }
 }
 
+fn candidate((worker, member): (&WorkerId, &Member)) -> Candidate {
+    Candidate {
+        worker: *worker,
+        name: member.join.name.clone(),
+        address: member.address,
+        speed: member.speed,
+        free_bytes: member.join.free_bytes,
+        offers: member.join.offers.clone(),
+        lacks: member.join.lacks.clone(),
+    }
+}
+
 fn same_model(one: &ModelCard, other: &ModelCard) -> bool {
     (&one.digest, one.dtype) == (&other.digest, other.dtype)
 }
@@ -176,6 +212,7 @@ fn mismatch(cluster: &ModelCard, worker: &ModelCard) -> String {
 mod tests {
     use super::*;
     use crate::planner::tests::card;
+    use protocol::plan::Offer;
     use std::net::Ipv4Addr;
 
     const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
@@ -184,6 +221,8 @@ mod tests {
         Join {
             name: name.to_owned(),
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5000)),
+            offers: vec![Offer::Tcp],
+            lacks: Vec::new(),
             model: card(),
             threads: 1,
             kernels: "portable".to_owned(),

@@ -155,6 +155,7 @@ impl RunState {
                 self.decoded(rank, payload, now)
             }
             ToCoordinator::Alive { .. }
+            | ToCoordinator::Measured { .. }
             | ToCoordinator::Failed { .. }
             | ToCoordinator::Aborted { .. } => Ok(None),
         }

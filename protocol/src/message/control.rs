@@ -4,7 +4,8 @@ use super::Profile;
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::job::{JobRequest, JobSpec, ModelCard};
-use crate::plan::{Branch, Geometry, Plan, SiteSpec};
+use crate::plan::netcheck::LinkFigures;
+use crate::plan::{Branch, Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -36,6 +37,10 @@ pub struct Join {
     pub name: String,
     /// Where its peers reach it. An unspecified address means: the one this connection comes from.
     pub listen: SocketAddr,
+    /// The fabrics that it offers its peers.
+    pub offers: Vec<Offer>,
+    /// Those that it does not, and why.
+    pub lacks: Vec<Lack>,
     /// What it has loaded.
     pub model: ModelCard,
     /// Compute threads.
@@ -133,6 +138,13 @@ pub enum ToCoordinator {
         /// The most memory that was resident during the run; 0 where the system does not tell.
         peak_bytes: u64,
     },
+    /// What was measured of the links of a [`ToWorker::Measure`], to each other rank.
+    Measured {
+        /// The run it belongs to.
+        run: RunId,
+        /// The ranks and their links.
+        links: Vec<(Rank, LinkFigures)>,
+    },
     /// The run failed here. The worker is ready for the next one.
     Failed {
         /// The run it belongs to.
@@ -157,6 +169,14 @@ pub enum ToWorker {
         /// Which of the plan's ranks you are.
         rank: Rank,
     },
+    /// Measure your links to the other ranks of this plan ([`netcheck`](crate::plan::netcheck)).
+    /// Answered by [`ToCoordinator::Measured`] or `Failed`.
+    Measure {
+        /// Who takes part.
+        plan: Box<Plan>,
+        /// Which of the plan's ranks you are.
+        rank: Rank,
+    },
     /// Stop this run; answered by [`ToCoordinator::Aborted`] or, if it crossed, by its end.
     Abort {
         /// The run to stop.
@@ -174,6 +194,12 @@ pub enum FromClient {
     Submit(Box<JobRequest>),
     /// Tell how the cluster is. Answered by `Cluster`.
     Status,
+    /// Measure the links between all workers, over each of these fabrics that they share; none named
+    /// means all. Answered by `Refused`, or by a `Link` each and then `Cluster`.
+    Netcheck {
+        /// The fabrics.
+        fabrics: Vec<Fabric>,
+    },
 }
 
 /// From the coordinator to a client.
@@ -197,6 +223,19 @@ pub enum ToClient {
     },
     /// The answer to [`FromClient::Status`].
     Cluster(Box<ClusterView>),
+    /// What was measured of a link.
+    Link(Box<MeasuredLink>),
+}
+
+/// What was measured of the link between two workers over one fabric.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredLink {
+    /// The two workers.
+    pub workers: [WorkerId; 2],
+    /// The fabric.
+    pub fabric: Fabric,
+    /// The figures, or why there are none.
+    pub figures: Result<LinkFigures, Fault>,
 }
 
 /// What happens to a job, in order.
@@ -351,6 +390,8 @@ pub struct ClusterView {
     pub model: Option<ModelCard>,
     /// Its workers, in the order they joined.
     pub workers: Vec<WorkerView>,
+    /// Over what each pair of workers would exchange; of the first [`crate::plan::RANKS_MAX`] workers.
+    pub pairs: Vec<PairView>,
     /// Running and queued jobs, in the order they will be rendered.
     pub jobs: Vec<JobView>,
 }
@@ -389,4 +430,28 @@ pub struct JobView {
     pub bands: Vec<BandView>,
     /// Why the work is shared this way; empty while it is queued.
     pub reason: String,
+    /// Over what its ranks exchange; none while it is queued.
+    pub links: Vec<LinkView>,
+}
+
+/// Over what two ranks of a job exchange.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkView {
+    /// The two ranks.
+    pub ranks: [u16; 2],
+    /// The fabric.
+    pub fabric: Fabric,
+}
+
+/// Over what two workers would exchange.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairView {
+    /// The two workers.
+    pub workers: [WorkerId; 2],
+    /// The nearest fabric that both have; None if there is none.
+    pub fabric: Option<Fabric>,
+    /// Why none nearer.
+    pub why: String,
+    /// What was last measured of it.
+    pub figures: Option<LinkFigures>,
 }

@@ -1,7 +1,9 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
-use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
+use protocol::plan::{
+    Ask, Band, Branch, Geometry, Member, Offer, Plan, SiteSpec, SlotTable, Stage,
+};
 use protocol::transport::connection::Connection;
 use protocol::transport::tcp::TcpLink;
 use protocol::transport::{Hangup, Landed, Link, LinkError, LinkSpec, memory};
@@ -16,6 +18,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         worker: WorkerId(u64::from(rank)),
         name: format!("worker {rank}"),
         address: *address,
+        offers: vec![Offer::Tcp],
         branch: Branch::Whole,
         band: Band { top: 8 * rank, rows: 8 },
         decodes: Band { top: 8 * rank, rows: 8 },
@@ -43,6 +46,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         },
         geometry: Geometry { rows, columns: 8, channels: 4, row_unit: 8, vae_factor: 8 },
         members: members.collect(),
+        fabrics: Vec::new(),
     }
 }
 

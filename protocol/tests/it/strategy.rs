@@ -8,11 +8,15 @@ use protocol::job::{
     Scheduler, Warmup, Wire,
 };
 use protocol::message::{
-    BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, PeerAnswer,
-    PeerHello, Phase, Profile, Role, SiteReport, Span, ToClient, ToCoordinator, ToWorker, WaitView,
-    Work, WorkerView,
+    BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, LinkView,
+    MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport, Span,
+    ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
 };
-use protocol::plan::{Ask, Band, Branch, Digest, Geometry, Member, Plan, SiteSpec, Stage};
+use protocol::plan::netcheck::LinkFigures;
+use protocol::plan::{
+    Ask, Band, Branch, Digest, Fabric, Geometry, Lack, Member, Offer, Plan, SharedMemory, SiteSpec,
+    Stage,
+};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use std::net::{IpAddr, SocketAddr};
 
@@ -113,6 +117,7 @@ fn request() -> impl Strategy<Value = JobRequest> {
             bands: if given { Bands::Even } else { Bands::Auto },
             dtype,
             model,
+            fabrics: if given { vec![Fabric::Shm] } else { Vec::new() },
             workers,
             stream_latents,
             probe: spec.probe,
@@ -145,12 +150,29 @@ fn card() -> impl Strategy<Value = ModelCard> {
     )
 }
 
+fn offers(number: u64) -> Vec<Offer> {
+    let memory = SharedMemory { boot: format!("{number}"), device: number, user: 7 };
+    let offers = [
+        Offer::Shm(memory),
+        Offer::Rdma { roce: number % 2 == 0 },
+        Offer::Quic { port: 7 },
+        Offer::Tcp,
+    ];
+    offers.into_iter().skip(usize::try_from(number % 4).expect("small")).collect()
+}
+
+fn link_figures() -> impl Strategy<Value = LinkFigures> {
+    (0.0..1e9, 0.0..1e12)
+        .prop_map(|(latency_us, bytes_per_second)| LinkFigures { latency_us, bytes_per_second })
+}
+
 fn member() -> impl Strategy<Value = Member> {
     (any::<(u64, u32, u32)>(), text(), address()).prop_map(
         |((worker, top, rows), name, address)| Member {
             worker: WorkerId(worker),
             name,
             address,
+            offers: offers(worker),
             branch: if rows % 2 == 0 { Branch::Whole } else { Branch::Negative },
             band: Band { top, rows },
             decodes: Band { top: rows, rows: top },
@@ -171,8 +193,12 @@ fn geometry() -> impl Strategy<Value = Geometry> {
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
-    (run_id(), spec(), geometry(), vec(member(), 0..5))
-        .prop_map(|(run, spec, geometry, members)| Plan { run, spec, geometry, members })
+    (run_id(), spec(), geometry(), vec(member(), 0..5)).prop_map(
+        |(run, spec, geometry, members)| {
+            let fabrics = vec![Fabric::Quic, Fabric::Tcp];
+            Plan { run, spec, geometry, members, fabrics }
+        },
+    )
 }
 
 fn profile() -> impl Strategy<Value = Profile> {
@@ -214,6 +240,8 @@ pub(crate) fn hello() -> impl Strategy<Value = Hello> {
             Role::Worker(Box::new(Join {
                 name,
                 listen,
+                offers: offers(resident_bytes),
+                lacks: vec![Lack { fabric: Fabric::Nccl, cause: "no GPU".to_owned() }],
                 model,
                 threads,
                 kernels,
@@ -270,6 +298,8 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         decoded,
         (run_id(), fault()).prop_map(|(run, fault)| ToCoordinator::Failed { run, fault }),
         run_id().prop_map(|run| ToCoordinator::Aborted { run }),
+        (run_id(), vec((any::<u16>().prop_map(Rank), link_figures()), 0..4))
+            .prop_map(|(run, links)| ToCoordinator::Measured { run, links }),
     ]
 }
 
@@ -277,6 +307,8 @@ pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
         (plan(), any::<u16>())
             .prop_map(|(plan, rank)| ToWorker::Start { plan: Box::new(plan), rank: Rank(rank) }),
+        (plan(), any::<u16>())
+            .prop_map(|(plan, rank)| ToWorker::Measure { plan: Box::new(plan), rank: Rank(rank) }),
         (run_id(), fault()).prop_map(|(run, fault)| ToWorker::Abort { run, fault }),
     ]
 }
@@ -285,6 +317,8 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
     prop_oneof![
         request().prop_map(|request| FromClient::Submit(Box::new(request))),
         Just(FromClient::Status),
+        vec(prop::sample::select(Fabric::ALL), 0..3)
+            .prop_map(|fabrics| FromClient::Netcheck { fabrics }),
     ]
 }
 
@@ -373,6 +407,7 @@ fn cluster() -> impl Strategy<Value = ClusterView> {
             prompt,
             progress,
             bands: Vec::new(),
+            links: vec![LinkView { ranks: [0, 1], fabric: Fabric::Rdma }],
         },
     );
     (text(), any::<u64>(), option::of(card()), vec(worker, 0..4), vec(job, 0..4)).prop_map(
@@ -381,6 +416,12 @@ fn cluster() -> impl Strategy<Value = ClusterView> {
             up_seconds,
             model,
             workers,
+            pairs: vec![PairView {
+                workers: [WorkerId(1), WorkerId(2)],
+                fabric: None,
+                why: String::new(),
+                figures: None,
+            }],
             jobs,
         },
     )
@@ -392,6 +433,13 @@ pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
         fault().prop_map(ToClient::Refused),
         (any::<u64>(), event()).prop_map(|(job, event)| ToClient::Event { job: JobId(job), event }),
         cluster().prop_map(|cluster| ToClient::Cluster(Box::new(cluster))),
+        (any::<[u64; 2]>(), link_figures().prop_map(Ok), fault().prop_map(Err), any::<bool>())
+            .prop_map(|(workers, figures, fault, good)| {
+                let figures = if good { figures } else { fault };
+                let link =
+                    MeasuredLink { workers: workers.map(WorkerId), fabric: Fabric::Shm, figures };
+                ToClient::Link(Box::new(link))
+            }),
     ]
 }
 

@@ -3,10 +3,11 @@
 use super::session::Outbox;
 use crate::engine::{Engine, Run};
 use crate::member::{Duty, Turn};
+use crate::parallel;
 use actix::prelude::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
 use protocol::message::{ToCoordinator, ToWorker};
-use protocol::plan::Plan;
+use protocol::plan::{Plan, netcheck};
 use protocol::transport::{Endpoint, Hangup, Links};
 use protocol::{Fault, FaultKind, Rank, RunId};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, plan: Plan, rank: Rank, ctx: &mut Context<Self>) {
+    fn start(&mut self, Assignment { plan, rank, work }: Assignment, ctx: &mut Context<Self>) {
         let run = plan.run;
         let started = check(&plan, rank).and_then(|()| self.duty.start(run));
         let turn = match started {
@@ -70,7 +71,10 @@ impl Supervisor {
         self.stop = Some(Stop { cancel, hangup: None });
         let (endpoint, engine) = (Arc::clone(&self.endpoint), Arc::clone(&self.engine));
         let opening = async move {
-            let links = endpoint.open(&plan, rank, engine.sites()).await;
+            let links = match work {
+                Work::Render => endpoint.open(&plan, rank, engine.sites()).await,
+                Work::Measure => endpoint.open(&plan, rank, &netcheck::sites()).await,
+            };
             (plan, links)
         };
         let opened = opening.into_actor(self).map(move |(plan, links), supervisor, ctx| {
@@ -79,8 +83,9 @@ impl Supervisor {
             }
             match links {
                 Ok((links, hangup)) => {
-                    let assignment = Assignment { turn, plan, rank };
-                    supervisor.render(assignment, links, hangup, cancelled, ctx);
+                    let assignment = Assignment { plan, rank, work };
+                    let began = Began { turn, links, hangup, cancelled };
+                    supervisor.work(assignment, began, ctx);
                 }
                 Err(error) => {
                     let fault = Fault::from(&error).on(rank);
@@ -91,19 +96,17 @@ impl Supervisor {
         ctx.spawn(opened);
     }
 
-    fn render(
-        &mut self,
-        Assignment { turn, plan, rank }: Assignment,
-        links: Links,
-        hangup: Hangup,
-        cancel: oneshot::Receiver<Fault>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn work(&mut self, assignment: Assignment, began: Began, ctx: &mut Context<Self>) {
+        let Assignment { plan, rank, work } = assignment;
+        let Began { turn, links, hangup, cancelled: cancel } = began;
         let (Some(session), Some(stop)) = (self.session.clone(), &mut self.stop) else { return };
         stop.hangup = Some(hangup);
         let (out, said) = mpsc::unbounded_channel();
         let run = plan.run;
-        self.engine.render(Run { plan, rank, links, cancel, out });
+        match work {
+            Work::Render => self.engine.render(Run { plan, rank, links, cancel, out }),
+            Work::Measure => measure(run, rank, (links, cancel), out),
+        }
         let ended = forward(said, session).into_actor(self);
         ctx.spawn(ended.map(move |end, supervisor, _| {
             let end = end.unwrap_or_else(|| {
@@ -159,9 +162,41 @@ impl Supervisor {
 
 /// One rank of one run.
 struct Assignment {
-    turn: Turn,
     plan: Plan,
     rank: Rank,
+    work: Work,
+}
+
+/// What a run is for.
+#[derive(Clone, Copy)]
+enum Work {
+    Render,
+    Measure,
+}
+
+/// A run whose links are open.
+struct Began {
+    turn: Turn,
+    links: Links,
+    hangup: Hangup,
+    cancelled: oneshot::Receiver<Fault>,
+}
+
+/// Measures on a thread of its own: links are made for threads outside the runtime.
+fn measure(
+    run: RunId,
+    rank: Rank,
+    (links, cancel): (Links, oneshot::Receiver<Fault>),
+    out: mpsc::UnboundedSender<(ToCoordinator, Bytes)>,
+) {
+    std::thread::spawn(move || {
+        let end = match parallel::netcheck::measure(rank, links, cancel) {
+            Ok(links) => ToCoordinator::Measured { run, links },
+            Err(fault) if fault.kind == FaultKind::Cancelled => ToCoordinator::Aborted { run },
+            Err(fault) => ToCoordinator::Failed { run, fault: fault.on(rank) },
+        };
+        out.send((end, Bytes::new())).ok(); // or the supervisor is gone, and with it the worker
+    });
 }
 
 fn check(plan: &Plan, rank: Rank) -> Result<(), Fault> {
@@ -180,6 +215,7 @@ async fn forward(
         let last = matches!(
             message,
             ToCoordinator::Decoded { .. }
+                | ToCoordinator::Measured { .. }
                 | ToCoordinator::Failed { .. }
                 | ToCoordinator::Aborted { .. }
         );
@@ -220,7 +256,12 @@ impl Handler<Ordered> for Supervisor {
 
     fn handle(&mut self, Ordered(order): Ordered, ctx: &mut Self::Context) {
         match order {
-            ToWorker::Start { plan, rank } => self.start(*plan, rank, ctx),
+            ToWorker::Start { plan, rank } => {
+                self.start(Assignment { plan: *plan, rank, work: Work::Render }, ctx);
+            }
+            ToWorker::Measure { plan, rank } => {
+                self.start(Assignment { plan: *plan, rank, work: Work::Measure }, ctx);
+            }
             ToWorker::Abort { run, fault } => self.abort(run, &fault),
         }
     }

@@ -78,6 +78,8 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let about = Join {
         name: arguments.name.unwrap_or_else(own_name),
         listen: endpoint.address(),
+        offers: endpoint.offers().to_vec(),
+        lacks: endpoint.lacks().to_vec(),
         model: engine.card().clone(),
         threads,
         kernels: engine.kernels(),

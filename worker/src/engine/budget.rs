@@ -50,12 +50,13 @@ pub(super) fn alone(checkpoint: &Checkpoint) -> Result<Needed> {
         worker: WorkerId(0),
         name: String::new(),
         address: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        offers: Vec::new(),
         branch: Branch::Whole,
         band: whole,
         decodes: whole,
     };
     let run = RunId { job: JobId(0), epoch: Epoch(0) };
-    let plan = Plan { run, spec, geometry, members: vec![member] };
+    let plan = Plan { run, spec, geometry, members: vec![member], fabrics: Vec::new() };
     needed(checkpoint, checkpoint.unet(), &plan, Rank(0))
 }
 

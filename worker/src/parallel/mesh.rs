@@ -452,13 +452,15 @@ mod tests {
             worker: WorkerId(number.into()),
             name: String::new(),
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            offers: Vec::new(),
             branch: Branch::Whole,
             band: Band { top: 4 * number, rows: 4 },
             decodes: Band { top: 4 * number, rows: 4 },
         };
         let geometry = Geometry { rows: 8, columns: 8, channels: 4, row_unit: 4, vae_factor: 8 };
         let run = RunId::default();
-        let plan = Plan { run, spec, geometry, members: vec![member(0), member(1)] };
+        let members = vec![member(0), member(1)];
+        let plan = Plan { run, spec, geometry, members, fabrics: Vec::new() };
         let site = |ask| SiteSpec {
             path: String::new(),
             ask,

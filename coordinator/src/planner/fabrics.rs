@@ -1,0 +1,99 @@
+//! Over what workers exchange, and why over nothing nearer.
+
+use super::Candidate;
+use protocol::message::PairView;
+use protocol::plan::netcheck::LinkFigures;
+use protocol::plan::{Fabric, Plan, nearest, shared};
+use protocol::{Fault, FaultKind, WorkerId};
+
+/// Checks that every two ranks of `plan` share a fabric that may be used; `workers` are its ranks.
+pub(super) fn check(plan: &Plan, workers: &[&Candidate]) -> Result<(), Fault> {
+    for (at, one) in workers.iter().enumerate() {
+        for other in &workers[at + 1..] {
+            if nearest(&one.offers, &other.offers, &plan.fabrics).is_none() {
+                let cause = none_shared(one, other, &plan.fabrics);
+                return Err(Fault::new(FaultKind::InvalidRequest, cause));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn none_shared(one: &Candidate, other: &Candidate, allowed: &[Fabric]) -> String {
+    let asked = if allowed.is_empty() { Fabric::ALL } else { allowed };
+    let asked: Vec<String> = asked.iter().map(|fabric| why_not(one, other, *fabric)).collect();
+    let have = shared(&one.offers, &other.offers);
+    let have: Vec<&str> = have.iter().map(|fabric| fabric.name()).collect();
+    let instead = match have[..] {
+        [] => String::new(),
+        _ => format!("; they share {}", have.join(", ")),
+    };
+    format!("{} and {} cannot exchange: {}{instead}", one.name, other.name, asked.join("; "))
+}
+
+/// Why two workers do not share `fabric`.
+fn why_not(one: &Candidate, other: &Candidate, fabric: Fabric) -> String {
+    for worker in [one, other] {
+        if worker.offers.iter().all(|offer| offer.fabric() != fabric) {
+            let lack = worker.lacks.iter().find(|lack| lack.fabric == fabric);
+            let cause = lack.map_or("this release does not know it", |lack| &lack.cause);
+            return format!("no {fabric}, for {} has none: {cause}", worker.name);
+        }
+    }
+    match fabric {
+        Fabric::Nccl | Fabric::Shm => format!("no {fabric}, for they share no memory"),
+        _ => format!("no {fabric}, for one device is InfiniBand and the other Ethernet"),
+    }
+}
+
+/// Over what each pair of `workers` would exchange; `figures` tells what was measured of it.
+pub fn pairs(
+    workers: &[Candidate],
+    figures: impl Fn([WorkerId; 2], Fabric) -> Option<LinkFigures>,
+) -> Vec<PairView> {
+    let mut pairs = Vec::new();
+    for (at, one) in workers.iter().enumerate() {
+        for other in &workers[at + 1..] {
+            let fabric = nearest(&one.offers, &other.offers, &[]);
+            let nearer =
+                Fabric::ALL.iter().copied().filter(|each| fabric.is_none_or(|it| *each < it));
+            let why: Vec<String> = nearer.map(|nearer| why_not(one, other, nearer)).collect();
+            let workers = [one.worker, other.worker];
+            let figures = fabric.and_then(|fabric| figures(workers, fabric));
+            pairs.push(PairView { workers, fabric, why: why.join("; "), figures });
+        }
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::planner::tests::candidates;
+    use protocol::plan::{Lack, Offer, SharedMemory};
+
+    #[test]
+    fn what_keeps_two_workers_apart_is_named() {
+        let mut workers = candidates(2);
+        let cause = "no RDMA device".to_owned();
+        workers[1].lacks = vec![Lack { fabric: Fabric::Rdma, cause }];
+        workers[0].offers.push(Offer::Rdma { roce: true });
+        let text = none_shared(&workers[0], &workers[1], &[Fabric::Rdma]);
+        assert_eq!(
+            text,
+            "w0 and w1 cannot exchange: no rdma, for w1 has none: no RDMA device; they share tcp"
+        );
+    }
+
+    #[test]
+    fn a_pair_says_why_it_uses_nothing_nearer() {
+        let mut workers = candidates(2);
+        for (worker, boot) in workers.iter_mut().zip(["a", "b"]) {
+            let memory = SharedMemory { boot: boot.to_owned(), device: 1, user: 0 };
+            worker.offers.insert(0, Offer::Shm(memory));
+        }
+        let pairs = pairs(&workers, |_, _| None);
+        assert_eq!(pairs[0].fabric, Some(Fabric::Tcp));
+        assert!(pairs[0].why.contains("no shm, for they share no memory"), "{}", pairs[0].why);
+    }
+}
