@@ -15,8 +15,10 @@
 pub mod connection;
 pub mod endpoint;
 mod hangup;
+mod incoming;
 mod ledger;
 pub mod memory;
+pub mod quic;
 pub mod stream;
 pub mod tcp;
 

@@ -42,6 +42,16 @@ impl LinkSpec {
         self.lands.iter().map(|spec| spec.bytes).max().unwrap_or(0)
     }
 
+    /// The slots that this end posts to the other.
+    pub(super) fn posts(&self) -> &[SlotSpec] {
+        &self.posts
+    }
+
+    /// The slots that the other end posts to this one.
+    pub(super) fn lands(&self) -> &[SlotSpec] {
+        &self.lands
+    }
+
     pub(super) fn posting(&self) -> Ledger {
         Ledger::new(self.epoch, self.own, &self.posts)
     }

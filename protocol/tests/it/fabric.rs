@@ -1,15 +1,18 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
+use crate::authority::Authority;
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{
     Ask, Band, Branch, Geometry, Member, Offer, Plan, SiteSpec, SlotTable, Stage,
 };
 use protocol::transport::connection::Connection;
+use protocol::transport::quic::{Congestion, QuicEndpoint, QuicLink};
 use protocol::transport::tcp::TcpLink;
 use protocol::transport::{Hangup, Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
 /// A plan for as many ranks as there are addresses.
@@ -106,6 +109,47 @@ impl Fabric for Tcp {
         };
         [start(one, &specs[0]), start(other, &specs[1])]
     }
+}
+
+pub(crate) struct Quic;
+
+impl Fabric for Quic {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let [one, other] = connections().await;
+        let start = |connection, spec| -> Box<dyn Link> {
+            Box::new(QuicLink::start(connection, spec, &Hangup::default()))
+        };
+        [start(one, &specs[0]), start(other, &specs[1])]
+    }
+}
+
+/// An endpoint on loopback with a certificate of `authority`, which trusts others of it.
+pub(crate) async fn endpoint(authority: &Authority) -> QuicEndpoint {
+    let (server, client) = authority.member(authority);
+    let address = "127.0.0.1:0".parse().expect("an address");
+    QuicEndpoint::bind(address, &server, &client, Congestion::default()).await.expect("bound")
+}
+
+/// Both ends of one QUIC connection, with the hello's stream open.
+pub(crate) async fn connections() -> [quinn::Connection; 2] {
+    let authority = Authority::new();
+    let (caller, called) = (endpoint(&authority).await, endpoint(&authority).await);
+    join(&caller, &called, called.address()).await
+}
+
+/// Connects two endpoints, the second of which is reached at `address`.
+pub(crate) async fn join(
+    caller: &QuicEndpoint,
+    called: &QuicEndpoint,
+    address: SocketAddr,
+) -> [quinn::Connection; 2] {
+    let call = async {
+        let (connection, mut hello) = caller.connect(address, "worker").await.expect("called");
+        hello.writing.write_all(b"hello").await.expect("written");
+        connection
+    };
+    let (near, far) = tokio::join!(call, called.accept());
+    [near, far.expect("accepted").0]
 }
 
 /// Both ends of one connection.

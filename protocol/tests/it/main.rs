@@ -1,9 +1,12 @@
 //! What the crate promises, tried from outside.
 
+mod authority;
 mod codec;
 mod conformance;
 mod fabric;
 mod plan;
+mod proxy;
+mod quic;
 mod strategy;
 mod stream;
 mod tcp;
