@@ -39,6 +39,8 @@ pub struct Candidate {
     pub speed: u64,
     /// Memory its machine had left when it joined, in bytes.
     pub free_bytes: u64,
+    /// Which key it has; None in a cluster without identities.
+    pub identity: Option<Fingerprint>,
 }
 
 fn invalid(cause: String) -> Fault {
@@ -244,6 +246,7 @@ pub fn place(
             branch: share.branch,
             band: share.band,
             decodes,
+            identity: candidate.identity,
         }
     });
     let plan = Plan { run, spec, geometry, members: members.collect() };
@@ -344,6 +347,7 @@ pub(crate) mod tests {
             address,
             speed: 100,
             free_bytes: 8 << 30,
+            identity: None,
         };
         (1..=count).map(named).collect()
     }

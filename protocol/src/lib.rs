@@ -8,9 +8,12 @@ pub mod codec;
 pub mod fault;
 pub mod handshake;
 pub mod id;
+pub mod identity;
 pub mod job;
+pub mod keyfile;
 pub mod message;
 pub mod plan;
+pub mod tls;
 pub mod transport;
 
 pub use fault::{Fault, FaultKind};
@@ -18,7 +21,7 @@ pub use id::{Call, Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 
 /// The version of everything that crosses a wire. Processes with different numbers refuse each
 /// other; it changes whenever a message, a plan or the meaning of a slot changes.
-pub const WIRE_VERSION: u16 = 5;
+pub const WIRE_VERSION: u16 = 6;
 
 /// The release of this build, named in refusals next to [`WIRE_VERSION`].
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

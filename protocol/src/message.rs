@@ -8,8 +8,8 @@ mod peer;
 mod profile;
 
 pub use control::{
-    BandView, ClusterView, Event, FromClient, Greeting, Hello, JobView, Join, Phase, Role,
-    SiteReport, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
+    BandView, ClusterView, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join, Phase,
+    Role, SiteReport, ToClient, ToCoordinator, ToWorker, WaitView, WorkerView,
 };
 pub use peer::{DataHead, PeerAnswer, PeerHello};
 pub use profile::{Profile, Span, Work};

@@ -1,5 +1,7 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
+use crate::identity::{Cluster, connect};
+use protocol::identity::Role;
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
 use protocol::transport::connection::Connection;
@@ -19,6 +21,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         branch: Branch::Whole,
         band: Band { top: 8 * rank, rows: 8 },
         decodes: Band { top: 8 * rank, rows: 8 },
+        identity: None,
     });
     let rows = 8 * u32::try_from(addresses.len()).expect("few ranks");
     Plan {
@@ -99,6 +102,21 @@ impl Fabric for Tcp {
         let [one, other] = sockets().await;
         let start = |stream, spec| -> Box<dyn Link> {
             Box::new(TcpLink::start(over(stream), spec, &Hangup::default()))
+        };
+        [start(one, &specs[0]), start(other, &specs[1])]
+    }
+}
+
+/// TCP under TLS.
+pub(crate) struct Tls;
+
+impl Fabric for Tls {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let cluster = Cluster::new();
+        let [caller, called] = [cluster.security(Role::Worker), cluster.security(Role::Worker)];
+        let [one, other] = connect(&caller, &called).await;
+        let start = |connection: Result<Connection, _>, spec| -> Box<dyn Link> {
+            Box::new(TcpLink::start(connection.expect("members"), spec, &Hangup::default()))
         };
         [start(one, &specs[0]), start(other, &specs[1])]
     }

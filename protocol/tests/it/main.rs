@@ -3,6 +3,7 @@
 mod codec;
 mod conformance;
 mod fabric;
+mod identity;
 mod plan;
 mod strategy;
 mod stream;

@@ -5,6 +5,7 @@ use protocol::codec::{self, Limits};
 use protocol::handshake::PeerHandshake;
 use protocol::message::{DataHead, PeerAnswer};
 use protocol::plan::Plan;
+use protocol::tls::Security;
 use protocol::transport::tcp::TcpLink;
 use protocol::transport::{Endpoint, Hangup, LinkError, Links, OPEN_DEADLINE};
 use protocol::{Call, Epoch, FaultKind, Rank, Site};
@@ -123,7 +124,7 @@ async fn listeners(count: usize) -> Vec<Endpoint> {
     let mut listeners = Vec::new();
     for _ in 0..count {
         let address = "127.0.0.1:0".parse().expect("an address");
-        listeners.push(Endpoint::bind(address).await.expect("a free port"));
+        listeners.push(Endpoint::bind(address, Security::Insecure).await.expect("a free port"));
     }
     listeners
 }

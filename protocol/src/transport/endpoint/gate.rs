@@ -4,12 +4,15 @@ use crate::codec::{self, LENGTHS_BYTES, Limits};
 use crate::fault::{Fault, FaultKind};
 use crate::handshake::read_peer_hello;
 use crate::id::RunId;
+use crate::identity::Strangers;
 use crate::message::{PeerAnswer, PeerHello};
+use crate::tls::Security;
 use crate::transport::connection::{Connection, Reading, Writing};
 use crate::transport::stream::StreamError;
 use crate::transport::{OPEN_DEADLINE, PARKED_FOR, PARKED_MAX, STRANGERS_MAX};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -49,13 +52,23 @@ impl Caller {
 
 async fn answer_on(stream: &mut Writing, answer: &PeerAnswer) -> Result<(), StreamError> {
     let frame = codec::encode(answer, &[], &Limits::GREETING)?;
-    Ok(stream.write_all(&frame).await?)
+    stream.write_all(&frame).await?;
+    Ok(stream.flush().await?)
 }
 
 /// Brings callers and the runs they call for together, whichever comes first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     waiting: Mutex<Waiting>,
+    strangers: Mutex<Strangers>,
+    opened: Instant,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let (waiting, strangers) = (Mutex::default(), Mutex::default());
+        Self { waiting, strangers, opened: Instant::now() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +79,15 @@ struct Waiting {
 }
 
 impl Gate {
+    /// Logs that a caller was refused, once for each address and reason.
+    pub(super) fn refused(&self, caller: SocketAddr, reason: &str) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = strangers.refuse(caller.ip(), reason, self.opened.elapsed());
+        if let Some(line) = line {
+            tracing::warn!("links: {line}");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,14 +104,14 @@ impl Gate {
     }
 
     /// Hands the caller to its run, or parks it and gives its number.
-    fn meet(&self, caller: Caller) -> Result<Option<u64>, Caller> {
+    fn meet(&self, caller: Caller) -> Result<Option<u64>, Box<Caller>> {
         let mut waiting = self.lock();
         let run = waiting.runs.iter().find(|(run, _)| *run == caller.hello.run);
         if let Some((_, found)) = run {
-            return found.send(caller).map(|()| None).map_err(|unsent| unsent.0);
+            return found.send(caller).map(|()| None).map_err(|unsent| Box::new(unsent.0));
         }
         if waiting.parked.len() >= PARKED_MAX {
-            return Err(caller);
+            return Err(Box::new(caller));
         }
         waiting.parked_ever += 1;
         let number = waiting.parked_ever;
@@ -119,20 +141,23 @@ impl Drop for Expected {
     }
 }
 
-pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
+pub(super) async fn accept_all(socket: TcpListener, security: Security, gate: Arc<Gate>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
         match socket.accept().await {
             Ok((stream, address)) => {
                 let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
-                    tracing::warn!(%address, "too many callers at once, hung up on one");
+                    gate.refused(address, "too many callers at once have not said who they are");
                     continue;
                 };
-                let gate = Arc::clone(&gate);
+                let (gate, security) = (Arc::clone(&gate), security.clone());
                 tokio::spawn(async move {
-                    let greeted = match Connection::plain(stream) {
-                        Ok(connection) => greet(connection).await,
-                        Err(_) => None, // gone already
+                    let greeted = match security.accept(stream).await {
+                        Ok(connection) => greet(connection, &gate).await,
+                        Err(error) => {
+                            gate.refused(address, &error.to_string());
+                            None
+                        }
                     };
                     drop(permit);
                     if let Some(caller) = greeted {
@@ -149,12 +174,16 @@ pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
 }
 
 /// Hears who calls; None if nobody who may.
-async fn greet(mut connection: Connection) -> Option<Caller> {
-    let body = timeout(OPEN_DEADLINE, read_greeting(&mut connection.reading)).await.ok()?.ok()?;
+async fn greet(mut connection: Connection, gate: &Gate) -> Option<Caller> {
+    let said = timeout(OPEN_DEADLINE, read_greeting(&mut connection.reading)).await;
+    let Ok(Ok(body)) = said else {
+        gate.refused(connection.peer, "it said nothing that a Tessera worker says");
+        return None;
+    };
     match read_peer_hello(&body) {
         Ok(hello) => Some(Caller { hello, connection }),
         Err(fault) => {
-            tracing::debug!(%fault, "refused a caller");
+            gate.refused(connection.peer, &fault.cause);
             answer_on(&mut connection.writing, &PeerAnswer::Refused(fault)).await.ok(); // gone: as good
             None
         }
@@ -170,7 +199,7 @@ async fn introduce(caller: Caller, gate: &Gate) {
             let Some(caller) = gate.give_up(number) else { return };
             (caller, format!("{run} was not started here within {} s", PARKED_FOR.as_secs()))
         }
-        Err(caller) => (caller, format!("{run} is not rendered here, and too many others wait")),
+        Err(caller) => (*caller, format!("{run} is not rendered here, and too many others wait")),
     };
     caller.refuse(Fault::new(FaultKind::PeerLost, cause)).await;
 }
