@@ -44,6 +44,8 @@ pub struct Candidate {
     pub offers: Vec<Offer>,
     /// Those that it does not, and why.
     pub lacks: Vec<Lack>,
+    /// Which key it has; None in a cluster without identities.
+    pub identity: Option<Fingerprint>,
 }
 
 fn invalid(cause: String) -> Fault {
@@ -253,6 +255,7 @@ pub fn place(
             branch: share.branch,
             band: share.band,
             decodes,
+            identity: candidate.identity,
         }
     });
     let members = members.collect();
@@ -363,6 +366,7 @@ pub(crate) mod tests {
             free_bytes: 8 << 30,
             offers: vec![Offer::Tcp],
             lacks: Vec::new(),
+            identity: None,
         };
         (1..=count).map(named).collect()
     }

@@ -45,6 +45,8 @@ pub enum FaultKind {
     Protocol,
     /// The coordinator is going away.
     ShuttingDown,
+    /// The caller is nobody who may do this: no identity, or a wrong, expired or revoked one.
+    Unauthorised,
 }
 
 impl Fault {

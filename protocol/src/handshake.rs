@@ -63,6 +63,23 @@ pub fn read_greeting(body: &[u8]) -> Result<Admission, Fault> {
     match decode_body::<Greeting>(body) {
         Ok(Greeting::Welcome { worker, lease_ms }) => Ok(Admission { worker, lease_ms }),
         Ok(Greeting::Refused(fault)) => Err(fault),
+        Ok(Greeting::Enrolled { .. }) => {
+            Err(not_understood(&"a certificate that nobody asked for"))
+        }
+        Err(error) => Err(not_understood(&error)),
+    }
+}
+
+/// What a caller that showed a token makes of the coordinator's answer: its certificate and the
+/// authority's, as PEM.
+///
+/// # Errors
+/// As [`read_greeting`].
+pub fn read_enrolled(body: &[u8]) -> Result<String, Fault> {
+    match decode_body::<Greeting>(body) {
+        Ok(Greeting::Enrolled { certificates }) => Ok(certificates),
+        Ok(Greeting::Refused(fault)) => Err(fault),
+        Ok(Greeting::Welcome { .. }) => Err(not_understood(&"a welcome in place of a certificate")),
         Err(error) => Err(not_understood(&error)),
     }
 }

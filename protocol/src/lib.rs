@@ -8,9 +8,12 @@ pub mod codec;
 pub mod fault;
 pub mod handshake;
 pub mod id;
+pub mod identity;
 pub mod job;
+pub mod keyfile;
 pub mod message;
 pub mod plan;
+pub mod tls;
 pub mod transport;
 
 pub use fault::{Fault, FaultKind};

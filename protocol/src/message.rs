@@ -8,7 +8,7 @@ mod peer;
 mod profile;
 
 pub use control::{
-    BandView, ClusterView, Event, FromClient, Greeting, Hello, JobView, Join, LinkView,
+    BandView, ClusterView, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join, LinkView,
     MeasuredLink, PairView, Phase, Role, SiteReport, ToClient, ToCoordinator, ToWorker, WaitView,
     WorkerView,
 };

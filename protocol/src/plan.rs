@@ -24,6 +24,7 @@ pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
 
 use crate::id::{Rank, RunId, WorkerId};
+use crate::identity::Fingerprint;
 use crate::job::{JobSpec, Mode, Parallelism, Warmup};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -81,6 +82,8 @@ pub struct Member {
     /// The latent rows it decodes: as all ranks share the decode, fewer than its band where there
     /// are two branches.
     pub decodes: Band,
+    /// Which key it has: whom its peers let in, and know it by. None in a cluster without identities.
+    pub identity: Option<Fingerprint>,
 }
 
 impl Member {

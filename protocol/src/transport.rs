@@ -14,6 +14,7 @@
 
 pub mod connection;
 pub mod endpoint;
+pub mod enrol;
 mod hangup;
 mod incoming;
 mod ledger;
@@ -22,7 +23,8 @@ pub mod quic;
 pub mod stream;
 pub mod tcp;
 
-pub use endpoint::Endpoint;
+pub use endpoint::{Doors, Endpoint, EndpointError};
+pub use enrol::enrol;
 pub use hangup::Hangup;
 pub use ledger::{LinkSpec, VERSIONS_MAX};
 
@@ -36,6 +38,9 @@ use std::time::Duration;
 /// How long all links of a run may take to open: a start message may reach the last worker some
 /// seconds after the first one, and a peer that is not there by then will not come.
 pub const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a TLS handshake may take: two round trips, and some for a host that is busy loading.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a caller whose run this worker has not been told of is kept: as long as it waits.
 pub const PARKED_FOR: Duration = OPEN_DEADLINE;

@@ -64,6 +64,7 @@ pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)
         branch,
         band,
         decodes,
+        identity: None,
     });
     let run = RunId { job: JobId(1), epoch: Epoch(0) };
     let members = members.collect();

@@ -83,6 +83,7 @@ impl Netcheck {
             branch: Branch::Whole,
             band: whole,
             decodes: whole,
+            identity: candidate.identity,
         };
         let plan = plan(run, workers.map(member).into(), vec![fabric]);
         let deadline = now + MEASUREMENT_DEADLINE;

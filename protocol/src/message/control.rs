@@ -3,6 +3,7 @@
 use super::Profile;
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
+use crate::identity::{Fingerprint, Token};
 use crate::job::{JobRequest, JobSpec, ModelCard};
 use crate::plan::netcheck::LinkFigures;
 use crate::plan::{Branch, Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
@@ -28,6 +29,19 @@ pub enum Role {
     Worker(Box<Join>),
     /// A command that submits, watches or asks.
     Client,
+    /// A process that has a token and wants to become one of these: it is answered, and calls again.
+    Enrol(Box<Enrolment>),
+}
+
+/// What a process shows to be given a certificate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Enrolment {
+    /// What proves that it may have one.
+    pub token: Token,
+    /// What people will call it.
+    pub name: String,
+    /// The request for its key's certificate, as PEM.
+    pub request: String,
 }
 
 /// What a worker tells of itself.
@@ -68,6 +82,11 @@ pub enum Greeting {
     },
     /// Stay out, and why.
     Refused(Fault),
+    /// You are a member now.
+    Enrolled {
+        /// The certificate, followed by the authority's, as PEM.
+        certificates: String,
+    },
 }
 
 /// From a worker to the coordinator.
@@ -415,6 +434,8 @@ pub struct WorkerView {
     pub speed: u64,
     /// The job and rank it renders.
     pub busy: Option<(JobId, Rank)>,
+    /// Which key it has, as `coordinator revoke` takes it; None in a cluster without identities.
+    pub identity: Option<Fingerprint>,
 }
 
 /// One job, as people see it.

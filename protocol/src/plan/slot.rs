@@ -109,6 +109,8 @@ pub struct SlotSpec {
 /// Every slot that one rank sends or receives in a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotTable {
+    /// Whose it is.
+    pub rank: Rank,
     /// What it posts, by site, then by receiver.
     pub posts: Vec<SlotSpec>,
     /// What lands on it, by site, then by sender.
@@ -119,7 +121,7 @@ impl SlotTable {
     /// The table of `rank` in `plan` for a model with these `sites`.
     #[must_use]
     pub fn new(plan: &Plan, sites: &[SiteSpec], rank: Rank) -> Self {
-        let mut table = Self { posts: Vec::new(), lands: Vec::new() };
+        let mut table = Self { rank, posts: Vec::new(), lands: Vec::new() };
         for (number, spec) in sites.iter().enumerate() {
             let Ok(number) = u16::try_from(number) else { break };
             let site = Site(number);

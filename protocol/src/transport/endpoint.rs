@@ -1,56 +1,82 @@
 //! How the links of a run come to be.
 //!
 //! One [`Endpoint`] per worker. For each run every rank calls all lower ranks and is called by all
-//! higher ones. Sockets are served by tasks of the tokio runtime that the endpoint was made on;
-//! the compute thread, which is outside of it, meets them in queues.
+//! higher ones: at its TCP door, or where QUIC is the pair's fabric, over QUIC. They agree on the run,
+//! and then the fabric makes a link of the connection, or with its help. Sockets are served by tasks
+//! of the tokio runtime that the endpoint was made on; the compute thread, which is outside of it,
+//! meets them in queues.
 
+mod call;
 mod gate;
+mod offer;
 
-use self::gate::{Expected, Gate, accept_all, read_greeting};
+pub use self::offer::{Doors, EndpointError};
+
+use self::call::{Called, Unreached};
+use self::gate::{Expected, Gate, accept_calls, accept_streams};
+use self::offer::Fabrics;
 use super::connection::Connection;
 use super::hangup::Hangup;
-use super::stream::StreamError;
+use super::quic::QuicLink;
 use super::tcp::TcpLink;
-use super::{Link, LinkError, LinkSpec, Links, OPEN_DEADLINE};
-use crate::codec::{self, Limits};
-use crate::fault::FaultKind;
+use super::{Link, LinkError, LinkSpec, Links, OPEN_DEADLINE, shm};
+use crate::fault::{Fault, FaultKind};
 use crate::handshake::PeerHandshake;
 use crate::id::Rank;
-use crate::message::{PeerAnswer, PeerHello};
-use crate::plan::{Plan, SiteSpec, SlotTable};
-use std::io;
+use crate::identity::Fingerprint;
+use crate::message::PeerAnswer;
+use crate::plan::{Fabric, Lack, Offer, Plan, SiteSpec, SlotTable};
+use crate::tls::Security;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
-/// Where a worker's peers reach it. Dropping it closes the port, not the links.
+/// Where a worker's peers reach it. Dropping it closes its ports, not the links.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
+    security: Security,
     gate: Arc<Gate>,
-    accepting: AbortHandle,
+    fabrics: Fabrics,
+    accepting: Vec<AbortHandle>,
 }
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.iter().for_each(AbortHandle::abort);
     }
 }
 
+/// A connection with a peer that agrees on the run.
+#[derive(Debug)]
+struct Met {
+    connection: Connection,
+    /// What it is a stream of, if it came over QUIC.
+    quic: Option<quinn::Connection>,
+}
+
 impl Endpoint {
-    /// Listens on `address`, and serves the sockets on the runtime this is called on.
+    /// Opens `doors`, and serves their sockets on the runtime this is called on.
     ///
     /// # Errors
-    /// If the address is in use or not one of this machine's.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = TcpListener::bind(address).await?;
-        let address = socket.local_addr()?;
-        let gate = Arc::new(Gate::default());
-        let accepting = tokio::spawn(accept_all(socket, Arc::clone(&gate))).abort_handle();
-        Ok(Self { address, gate, accepting })
+    /// If the address is in use or not one of this machine's, or a fabric that was asked for cannot be
+    /// had.
+    pub async fn bind(doors: Doors) -> Result<Self, EndpointError> {
+        let address = doors.address;
+        let unbound = |error| EndpointError::Listen { address, error };
+        let socket = TcpListener::bind(address).await.map_err(unbound)?;
+        let address = socket.local_addr().map_err(unbound)?;
+        let fabrics = Fabrics::open(address, &doors).await?;
+        let (security, gate) = (doors.security, Arc::new(Gate::default()));
+        let streams = accept_streams(socket, security.clone(), Arc::clone(&gate));
+        let mut accepting = vec![tokio::spawn(streams).abort_handle()];
+        if let Some(quic) = &fabrics.quic {
+            let calls = accept_calls(Arc::clone(quic), Arc::clone(&gate));
+            accepting.push(tokio::spawn(calls).abort_handle());
+        }
+        Ok(Self { address, security, gate, fabrics, accepting })
     }
 
     /// Where it listens, with the port that the system chose if none was asked for.
@@ -59,12 +85,30 @@ impl Endpoint {
         self.address
     }
 
+    /// How its connections are protected.
+    #[must_use]
+    pub fn security(&self) -> &Security {
+        &self.security
+    }
+
+    /// The fabrics that it offers, nearest first.
+    #[must_use]
+    pub fn offers(&self) -> &[Offer] {
+        &self.fabrics.offers
+    }
+
+    /// Those that it does not, and why.
+    #[must_use]
+    pub fn lacks(&self) -> &[Lack] {
+        &self.fabrics.lacks
+    }
+
     /// Opens the links of `own` to all other ranks of `plan`, and gives the means to close them
     /// at once.
     ///
     /// # Errors
     /// If a peer cannot be reached, refuses, must be refused, or does not call within
-    /// [`OPEN_DEADLINE`].
+    /// [`OPEN_DEADLINE`]; or if the pair's fabric cannot carry the link.
     pub async fn open(
         &self,
         plan: &Plan,
@@ -73,83 +117,143 @@ impl Endpoint {
     ) -> Result<(Links, Hangup), LinkError> {
         let mut handshake = PeerHandshake::new(plan, sites, own);
         let mut expected = self.gate.expect(plan.run);
-        let opening = shake_hands(&mut handshake, plan, &mut expected);
-        let Ok(connections) = timeout(OPEN_DEADLINE, opening).await else {
+        let hangup = Hangup::default();
+        let opening = async {
+            let met = self.shake_hands(&mut handshake, (plan, own), &mut expected).await?;
+            self.link(met, plan, &SlotTable::new(plan, sites, own), &hangup).await
+        };
+        let opened = timeout(OPEN_DEADLINE, opening).await;
+        let Ok(links) = opened else {
             let peer = handshake.missing().unwrap_or(own);
             let cause = format!("it did not answer within {} s", OPEN_DEADLINE.as_secs());
             return Err(LinkError::Closed { peer, cause });
         };
-        let (table, hangup) = (SlotTable::new(plan, sites, own), Hangup::default());
-        let mut links = Links::new();
-        for (peer, connection) in connections? {
-            let spec = LinkSpec::new(plan.run.epoch, own, peer, &table);
-            let link = TcpLink::start(connection, &spec, &hangup);
-            links.push((peer, Box::new(link) as Box<dyn Link>));
-        }
+        let mut links = links?;
         links.sort_by_key(|(peer, _)| *peer);
         Ok((links, hangup))
     }
+
+    /// Calls the lower ranks and answers the higher ones until there is a connection with each.
+    async fn shake_hands(
+        &self,
+        handshake: &mut PeerHandshake,
+        (plan, own): (&Plan, Rank),
+        expected: &mut Expected,
+    ) -> Result<Vec<(Rank, Met)>, LinkError> {
+        let mut calls = JoinSet::new();
+        for peer in handshake.to_call() {
+            let hello = handshake.hello(peer);
+            let way = self.fabrics.way(plan, (own, peer), &self.security)?;
+            calls.spawn(async move { (peer, way.call(hello).await) });
+        }
+        let mut all = Vec::new();
+        while handshake.missing().is_some() {
+            tokio::select! {
+                Some(Ok((peer, called))) = calls.join_next() => {
+                    let (met, answer) = called.map_err(|error: Unreached| closed(peer, &error))?;
+                    recognise(plan, peer, &met.connection)
+                        .map_err(|fault| LinkError::Refused { peer, fault })?;
+                    handshake.answered(peer, answer)?;
+                    all.push((peer, met));
+                }
+                Some(mut caller) = expected.callers.recv() => {
+                    let from = caller.hello.from;
+                    let known = recognise(plan, from, &caller.met.connection)
+                        .and_then(|()| came_by(plan.fabric(own, from), &caller.met));
+                    if let Err(fault) = known {
+                        self.gate.refused(caller.met.connection.peer, &fault.cause);
+                        caller.refuse(fault).await;
+                        continue;
+                    }
+                    match handshake.admit(&caller.hello) {
+                        Ok(peer) => {
+                            let welcomed = caller.answer(&PeerAnswer::Welcome).await;
+                            welcomed.map_err(|error| closed(peer, &error))?;
+                            all.push((peer, caller.met));
+                        }
+                        Err(fault) => {
+                            let hopeless = fault.kind == FaultKind::PlanMismatch;
+                            caller.refuse(fault.clone()).await;
+                            if hopeless {
+                                return Err(LinkError::Refused { peer: from, fault });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes the links, all at once: some fabrics have more to agree on, and no rank may wait for
+    /// another that waits for a third.
+    async fn link(
+        &self,
+        met: Vec<(Rank, Met)>,
+        plan: &Plan,
+        table: &SlotTable,
+        hangup: &Hangup,
+    ) -> Result<Links, LinkError> {
+        let mut making = JoinSet::new();
+        for (peer, met) in met {
+            let spec = LinkSpec::new(plan.run.epoch, table.rank, peer, table);
+            let (fabric, hangup) = (plan.fabric(table.rank, peer), hangup.clone());
+            let making_of = make(met, fabric, spec, hangup);
+            making.spawn(async move { Ok((peer, making_of.await?)) });
+        }
+        let mut links = Links::new();
+        while let Some(made) = making.join_next().await {
+            let gone = |error: tokio::task::JoinError| closed(table.rank, &error);
+            links.push(made.map_err(gone)??);
+        }
+        Ok(links)
+    }
+}
+
+/// The link that `fabric` makes of a connection.
+async fn make(
+    met: Met,
+    fabric: Option<Fabric>,
+    spec: LinkSpec,
+    hangup: Hangup,
+) -> Result<Box<dyn Link>, LinkError> {
+    let Met { connection, quic } = met;
+    Ok(match (fabric, quic) {
+        (Some(Fabric::Quic), Some(quic)) => Box::new(QuicLink::start(quic, &spec, &hangup)),
+        (Some(Fabric::Shm), None) => Box::new(shm::establish(connection, &spec, &hangup).await?),
+        (Some(Fabric::Tcp), None) => Box::new(TcpLink::start(connection, &spec, &hangup)),
+        (fabric, _) => {
+            let fabric = fabric.map_or("no fabric", Fabric::name);
+            return Err(closed(spec.peer, &format!("{fabric} does not carry links here")));
+        }
+    })
 }
 
 fn closed(peer: Rank, cause: &impl ToString) -> LinkError {
     LinkError::Closed { peer, cause: cause.to_string() }
 }
 
-/// Calls the lower ranks and answers the higher ones until there is one socket for each.
-async fn shake_hands(
-    handshake: &mut PeerHandshake,
-    plan: &Plan,
-    expected: &mut Expected,
-) -> Result<Vec<(Rank, Connection)>, LinkError> {
-    let mut calls = JoinSet::new();
-    for peer in handshake.to_call() {
-        calls.spawn(call(plan.members[peer.index()].address, handshake.hello(peer)));
+/// Whether a caller came by the way that its fabric takes.
+fn came_by(fabric: Option<Fabric>, met: &Met) -> Result<(), Fault> {
+    if met.quic.is_some() == (fabric == Some(Fabric::Quic)) {
+        return Ok(());
     }
-    let mut connections = Vec::new();
-    while handshake.missing().is_some() {
-        tokio::select! {
-            Some(Ok((peer, called))) = calls.join_next() => {
-                let (connection, answer) = called.map_err(|error| closed(peer, &error))?;
-                handshake.answered(peer, answer)?;
-                connections.push((peer, connection));
-            }
-            Some(mut caller) = expected.callers.recv() => match handshake.admit(&caller.hello) {
-                Ok(peer) => {
-                    caller.answer(&PeerAnswer::Welcome).await.map_err(|e| closed(peer, &e))?;
-                    connections.push((peer, caller.connection));
-                }
-                Err(fault) => {
-                    let (peer, hopeless) = (caller.hello.from, fault.kind == FaultKind::PlanMismatch);
-                    caller.refuse(fault.clone()).await;
-                    if hopeless {
-                        return Err(LinkError::Refused { peer, fault });
-                    }
-                }
-            },
-        }
-    }
-    Ok(connections)
+    let fabric = fabric.map_or("none", Fabric::name);
+    let cause = format!("it called by another way than its fabric's, which is {fabric}");
+    Err(Fault::new(FaultKind::Protocol, cause))
 }
 
-/// Calls the peer at `address`.
-async fn call(
-    address: SocketAddr,
-    hello: PeerHello,
-) -> (Rank, Result<(Connection, PeerAnswer), Unreached>) {
-    let called = async {
-        let mut connection = Connection::plain(TcpStream::connect(address).await?)?;
-        let frame = codec::encode(&hello, &[], &Limits::GREETING)?;
-        connection.writing.write_all(&frame).await?;
-        let answer = codec::decode_body(&read_greeting(&mut connection.reading).await?)?;
-        Ok((connection, answer))
+/// Whether the process at the other end is the one that the plan has as `rank`.
+fn recognise(plan: &Plan, rank: Rank, connection: &Connection) -> Result<(), Fault> {
+    let planned = plan.member(rank).and_then(|member| member.identity);
+    let shown = connection.identity.as_ref().map(|identity| identity.fingerprint);
+    if planned == shown {
+        return Ok(());
+    }
+    let name = |identity: Option<Fingerprint>| {
+        identity.map_or_else(|| "no identity".to_owned(), |identity| identity.short())
     };
-    (hello.to, called.await.map_err(|error| Unreached { address, error }))
-}
-
-/// A peer that could not be called.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot call {address}: {error}")]
-struct Unreached {
-    address: SocketAddr,
-    error: StreamError,
+    let (planned, shown) = (name(planned), name(shown));
+    let cause = format!("it is not {rank}, which the plan knows as {planned}, but {shown}");
+    Err(Fault::new(FaultKind::Unauthorised, cause))
 }

@@ -3,8 +3,9 @@
 use std::future;
 use tokio::sync::watch;
 
-/// Closes all links of one run at once, whoever holds them. Dropping it does nothing.
-#[derive(Debug)]
+/// Closes all links of one run at once, whoever holds them. Dropping it does nothing; clones close
+/// the same links.
+#[derive(Clone, Debug)]
 pub struct Hangup(watch::Sender<bool>);
 
 impl Default for Hangup {

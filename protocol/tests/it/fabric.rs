@@ -1,14 +1,17 @@
 //! Plans with slots of given sizes, and pairs of links of every fabric.
 
 use crate::authority::Authority;
+use crate::identity::{Cluster, connect};
+use protocol::identity::Role;
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{
-    Ask, Band, Branch, Geometry, Member, Offer, Plan, SiteSpec, SlotTable, Stage,
+    self, Ask, Band, Branch, Geometry, Member, Offer, Plan, SiteSpec, SlotTable, Stage,
 };
 use protocol::transport::connection::Connection;
 use protocol::transport::quic::{Congestion, QuicEndpoint, QuicLink};
 use protocol::transport::tcp::TcpLink;
-use protocol::transport::{Hangup, Landed, Link, LinkError, LinkSpec, memory};
+use protocol::tls::Security;
+use protocol::transport::{Doors, Endpoint, Hangup, Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -25,6 +28,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         branch: Branch::Whole,
         band: Band { top: 8 * rank, rows: 8 },
         decodes: Band { top: 8 * rank, rows: 8 },
+        identity: None,
     });
     let rows = 8 * u32::try_from(addresses.len()).expect("few ranks");
     Plan {
@@ -123,6 +127,21 @@ impl Fabric for Quic {
     }
 }
 
+/// TCP under TLS.
+pub(crate) struct Tls;
+
+impl Fabric for Tls {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let cluster = Cluster::new();
+        let [caller, called] = [cluster.security(Role::Worker), cluster.security(Role::Worker)];
+        let [one, other] = connect(&caller, &called).await;
+        let start = |connection: Result<Connection, _>, spec| -> Box<dyn Link> {
+            Box::new(TcpLink::start(connection.expect("members"), spec, &Hangup::default()))
+        };
+        [start(one, &specs[0]), start(other, &specs[1])]
+    }
+}
+
 /// An endpoint on loopback with a certificate of `authority`, which trusts others of it.
 pub(crate) async fn endpoint(authority: &Authority) -> QuicEndpoint {
     let (server, client) = authority.member(authority);
@@ -163,4 +182,13 @@ pub(crate) async fn sockets() -> [TcpStream; 2] {
 /// A connection over this socket.
 pub(crate) fn over(socket: TcpStream) -> Connection {
     Connection::plain(socket).expect("a fresh socket")
+}
+
+/// A worker's endpoint that offers these fabrics; all that there are, if none is named.
+pub(crate) async fn bound(
+    address: SocketAddr,
+    security: Security,
+    fabrics: Vec<plan::Fabric>,
+) -> Endpoint {
+    Endpoint::bind(Doors { address, security, fabrics }).await.expect("a free port")
 }

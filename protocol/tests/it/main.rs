@@ -3,7 +3,9 @@
 mod authority;
 mod codec;
 mod conformance;
+mod endpoint;
 mod fabric;
+mod identity;
 mod plan;
 mod proxy;
 mod quic;

@@ -3,13 +3,14 @@
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
     Scheduler, Warmup, Wire,
 };
 use protocol::message::{
-    BandView, ClusterView, DataHead, Event, FromClient, Greeting, Hello, JobView, Join, LinkView,
-    MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport, Span,
+    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join,
+    LinkView, MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport, Span,
     ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
 };
 use protocol::plan::netcheck::LinkFigures;
@@ -40,6 +41,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         FaultKind::PeerLost,
         FaultKind::Cancelled,
         FaultKind::ShuttingDown,
+        FaultKind::Unauthorised,
     ]);
     (kinds, option::of(any::<u16>()), option::of(any::<u32>()), text()).prop_map(
         |(kind, rank, call, cause)| Fault {
@@ -176,6 +178,7 @@ fn member() -> impl Strategy<Value = Member> {
             branch: if rows % 2 == 0 { Branch::Whole } else { Branch::Negative },
             band: Band { top, rows },
             decodes: Band { top: rows, rows: top },
+            identity: (top % 2 == 0).then_some(Fingerprint([7; 32])),
         },
     )
 }
@@ -251,7 +254,11 @@ pub(crate) fn hello() -> impl Strategy<Value = Hello> {
             }))
         },
     );
-    let role = prop_oneof![Just(Role::Client), join];
+    let enrolment = (text(), text()).prop_map(|(name, request)| {
+        let token = format!("tessera1.{}", "01".repeat(61)).parse().expect("a token");
+        Role::Enrol(Box::new(Enrolment { token, name, request }))
+    });
+    let role = prop_oneof![Just(Role::Client), join, enrolment];
     (any::<u16>(), text(), role).prop_map(|(wire, release, role)| Hello { wire, release, role })
 }
 
@@ -262,6 +269,7 @@ pub(crate) fn greeting() -> impl Strategy<Value = Greeting> {
             lease_ms
         }),
         fault().prop_map(Greeting::Refused),
+        text().prop_map(|certificates| Greeting::Enrolled { certificates }),
     ]
 }
 
@@ -398,6 +406,7 @@ fn cluster() -> impl Strategy<Value = ClusterView> {
             resident_bytes,
             speed: resident_bytes / 2,
             busy,
+            identity: (id % 2 == 0).then_some(Fingerprint([7; 32])),
         },
     );
     let job = (any::<u64>(), text(), option::of(any::<(u32, u32)>())).prop_map(

@@ -1,10 +1,11 @@
 //! What only sockets can do wrong, and how the links of a run come to be.
 
-use crate::fabric::{landed, over, plan, sites, slot, sockets, specs};
+use crate::fabric::{bound, landed, over, plan, sites, slot, sockets, specs};
 use protocol::codec::{self, Limits};
 use protocol::handshake::PeerHandshake;
 use protocol::message::{DataHead, PeerAnswer};
-use protocol::plan::Plan;
+use protocol::plan::{Fabric, Plan};
+use protocol::tls::Security;
 use protocol::transport::tcp::TcpLink;
 use protocol::transport::{Endpoint, Hangup, LinkError, Links, OPEN_DEADLINE};
 use protocol::{Call, Epoch, FaultKind, Rank, Site};
@@ -123,7 +124,7 @@ async fn listeners(count: usize) -> Vec<Endpoint> {
     let mut listeners = Vec::new();
     for _ in 0..count {
         let address = "127.0.0.1:0".parse().expect("an address");
-        listeners.push(Endpoint::bind(address).await.expect("a free port"));
+        listeners.push(bound(address, Security::Insecure, vec![Fabric::Tcp]).await);
     }
     listeners
 }

@@ -4,6 +4,7 @@ mod bench;
 mod device;
 mod ending;
 mod exact;
+mod fabrics;
 mod membership;
 mod memory;
 mod output;

@@ -37,7 +37,7 @@ fn tcp(case: &Case, scratch: &Path) -> Vec<Vec<f64>> {
     let model = case.model(scratch).display().to_string();
     let (image, latents, local) = (file("image.png"), file("latents"), case.n.to_string());
     let mut arguments = vec!["submit", "--local", &local, "--model", &model, "--out", &image];
-    arguments.extend(["--save-latents", &latents]);
+    arguments.extend(["--save-latents", &latents, "--fabric", "tcp"]);
     arguments.extend(["--cfg-split", if case.split_batch { "on" } else { "off" }]);
     let options = options(&case.spec());
     arguments.extend(options.iter().map(String::as_str));

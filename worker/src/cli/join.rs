@@ -7,7 +7,9 @@ use crate::engine::{Engine, EngineOptions, MemoryLeft};
 use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
-use protocol::transport::Endpoint;
+use protocol::plan::Fabric;
+use protocol::tls::Security;
+use protocol::transport::{Doors, Endpoint};
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -26,6 +28,10 @@ pub(super) struct JoinArgs {
     /// machine reaches the coordinator; port 0 means: any free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
     listen: SocketAddr,
+    /// The fabrics to exchange over with other workers, such as `shm,tcp`; each must be to be had. Two workers
+    /// take the nearest that both have: nccl, shm, rdma, quic, tcp [default: all that there are].
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    fabric: Vec<Fabric>,
     /// What logs and status call this worker [default: host name and process number].
     #[arg(long)]
     name: Option<String>,
@@ -60,9 +66,17 @@ pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     check_address(&arguments.coordinator)?;
-    let endpoint = Endpoint::bind(arguments.listen).await.with_context(|| {
-        format!("cannot listen on {} (give another address with --listen)", arguments.listen)
-    })?;
+    let doors = Doors {
+        address: arguments.listen,
+        security: Security::Insecure,
+        fabrics: arguments.fabric.clone(),
+    };
+    let endpoint = Endpoint::bind(doors).await?;
+    let names: Vec<&str> = endpoint.offers().iter().map(|offer| offer.fabric().name()).collect();
+    tracing::info!("fabrics offered to peers: {}", names.join(", "));
+    for lack in endpoint.lacks() {
+        tracing::info!("no {}: {}", lack.fabric, lack.cause);
+    }
     let options = arguments.engine.options();
     let engine = load(options).await?;
     let threads = engine.cores().threads();

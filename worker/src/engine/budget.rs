@@ -54,6 +54,7 @@ pub(super) fn alone(checkpoint: &Checkpoint) -> Result<Needed> {
         branch: Branch::Whole,
         band: whole,
         decodes: whole,
+        identity: None,
     };
     let run = RunId { job: JobId(0), epoch: Epoch(0) };
     let plan = Plan { run, spec, geometry, members: vec![member], fabrics: Vec::new() };

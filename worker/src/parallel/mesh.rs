@@ -456,6 +456,7 @@ mod tests {
             branch: Branch::Whole,
             band: Band { top: 4 * number, rows: 4 },
             decodes: Band { top: 4 * number, rows: 4 },
+            identity: None,
         };
         let geometry = Geometry { rows: 8, columns: 8, channels: 4, row_unit: 4, vae_factor: 8 };
         let run = RunId::default();

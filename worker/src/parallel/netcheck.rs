@@ -148,6 +148,7 @@ mod tests {
             branch: Branch::Whole,
             band: whole,
             decodes: whole,
+            identity: None,
         };
         netcheck::plan(RunId::default(), (0..ranks).map(member).collect(), Vec::new())
     }

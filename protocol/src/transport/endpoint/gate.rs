@@ -1,15 +1,21 @@
 //! Who calls: hears each caller out and brings it together with the run it calls for.
 
+use super::Met;
+use super::call::over_quic;
 use crate::codec::{self, LENGTHS_BYTES, Limits};
 use crate::fault::{Fault, FaultKind};
 use crate::handshake::read_peer_hello;
 use crate::id::RunId;
+use crate::identity::Strangers;
 use crate::message::{PeerAnswer, PeerHello};
-use crate::transport::connection::{Connection, Reading, Writing};
+use crate::tls::Security;
+use crate::transport::connection::{Reading, Writing};
+use crate::transport::quic::QuicEndpoint;
 use crate::transport::stream::StreamError;
 use crate::transport::{OPEN_DEADLINE, PARKED_FOR, PARKED_MAX, STRANGERS_MAX};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -33,12 +39,12 @@ pub(super) async fn read_greeting(stream: &mut Reading) -> Result<Vec<u8>, Strea
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) hello: PeerHello,
-    pub(super) connection: Connection,
+    pub(super) met: Met,
 }
 
 impl Caller {
     pub(super) async fn answer(&mut self, answer: &PeerAnswer) -> Result<(), StreamError> {
-        answer_on(&mut self.connection.writing, answer).await
+        answer_on(&mut self.met.connection.writing, answer).await
     }
 
     pub(super) async fn refuse(mut self, fault: Fault) {
@@ -49,13 +55,23 @@ impl Caller {
 
 async fn answer_on(stream: &mut Writing, answer: &PeerAnswer) -> Result<(), StreamError> {
     let frame = codec::encode(answer, &[], &Limits::GREETING)?;
-    Ok(stream.write_all(&frame).await?)
+    stream.write_all(&frame).await?;
+    Ok(stream.flush().await?)
 }
 
 /// Brings callers and the runs they call for together, whichever comes first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Gate {
     waiting: Mutex<Waiting>,
+    strangers: Mutex<Strangers>,
+    opened: Instant,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        let (waiting, strangers) = (Mutex::default(), Mutex::default());
+        Self { waiting, strangers, opened: Instant::now() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,6 +82,15 @@ struct Waiting {
 }
 
 impl Gate {
+    /// Logs that a caller was refused, once for each address and reason.
+    pub(super) fn refused(&self, caller: SocketAddr, reason: &str) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = strangers.refuse(caller.ip(), reason, self.opened.elapsed());
+        if let Some(line) = line {
+            tracing::warn!("links: {line}");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -82,14 +107,14 @@ impl Gate {
     }
 
     /// Hands the caller to its run, or parks it and gives its number.
-    fn meet(&self, caller: Caller) -> Result<Option<u64>, Caller> {
+    fn meet(&self, caller: Caller) -> Result<Option<u64>, Box<Caller>> {
         let mut waiting = self.lock();
         let run = waiting.runs.iter().find(|(run, _)| *run == caller.hello.run);
         if let Some((_, found)) = run {
-            return found.send(caller).map(|()| None).map_err(|unsent| unsent.0);
+            return found.send(caller).map(|()| None).map_err(|unsent| Box::new(unsent.0));
         }
         if waiting.parked.len() >= PARKED_MAX {
-            return Err(caller);
+            return Err(Box::new(caller));
         }
         waiting.parked_ever += 1;
         let number = waiting.parked_ever;
@@ -119,20 +144,23 @@ impl Drop for Expected {
     }
 }
 
-pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
+pub(super) async fn accept_streams(socket: TcpListener, security: Security, gate: Arc<Gate>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
         match socket.accept().await {
             Ok((stream, address)) => {
                 let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
-                    tracing::warn!(%address, "too many callers at once, hung up on one");
+                    gate.refused(address, "too many callers at once have not said who they are");
                     continue;
                 };
-                let gate = Arc::clone(&gate);
+                let (gate, security) = (Arc::clone(&gate), security.clone());
                 tokio::spawn(async move {
-                    let greeted = match Connection::plain(stream) {
-                        Ok(connection) => greet(connection).await,
-                        Err(_) => None, // gone already
+                    let greeted = match security.accept(stream).await {
+                        Ok(connection) => greet(Met { connection, quic: None }, &gate).await,
+                        Err(error) => {
+                            gate.refused(address, &error.to_string());
+                            None
+                        }
                     };
                     drop(permit);
                     if let Some(caller) = greeted {
@@ -148,13 +176,44 @@ pub(super) async fn accept_all(socket: TcpListener, gate: Arc<Gate>) {
     }
 }
 
+/// The same over QUIC, whose endpoint limits callers that have not opened a stream.
+pub(super) async fn accept_calls(quic: Arc<QuicEndpoint>, gate: Arc<Gate>) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    while let Some(opened) = quic.accept().await {
+        let address = opened.1.peer;
+        let Ok(permit) = Arc::clone(&strangers).try_acquire_owned() else {
+            gate.refused(address, "too many callers at once have not said who they are");
+            continue;
+        };
+        let gate = Arc::clone(&gate);
+        tokio::spawn(async move {
+            let greeted = match over_quic(opened) {
+                Ok(met) => greet(met, &gate).await,
+                Err(cause) => {
+                    gate.refused(address, &cause);
+                    None
+                }
+            };
+            drop(permit);
+            if let Some(caller) = greeted {
+                introduce(caller, &gate).await;
+            }
+        });
+    }
+}
+
 /// Hears who calls; None if nobody who may.
-async fn greet(mut connection: Connection) -> Option<Caller> {
-    let body = timeout(OPEN_DEADLINE, read_greeting(&mut connection.reading)).await.ok()?.ok()?;
+async fn greet(mut met: Met, gate: &Gate) -> Option<Caller> {
+    let connection = &mut met.connection;
+    let said = timeout(OPEN_DEADLINE, read_greeting(&mut connection.reading)).await;
+    let Ok(Ok(body)) = said else {
+        gate.refused(connection.peer, "it said nothing that a Tessera worker says");
+        return None;
+    };
     match read_peer_hello(&body) {
-        Ok(hello) => Some(Caller { hello, connection }),
+        Ok(hello) => Some(Caller { hello, met }),
         Err(fault) => {
-            tracing::debug!(%fault, "refused a caller");
+            gate.refused(connection.peer, &fault.cause);
             answer_on(&mut connection.writing, &PeerAnswer::Refused(fault)).await.ok(); // gone: as good
             None
         }
@@ -170,7 +229,7 @@ async fn introduce(caller: Caller, gate: &Gate) {
             let Some(caller) = gate.give_up(number) else { return };
             (caller, format!("{run} was not started here within {} s", PARKED_FOR.as_secs()))
         }
-        Err(caller) => (caller, format!("{run} is not rendered here, and too many others wait")),
+        Err(caller) => (*caller, format!("{run} is not rendered here, and too many others wait")),
     };
     caller.refuse(Fault::new(FaultKind::PeerLost, cause)).await;
 }
