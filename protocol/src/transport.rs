@@ -17,6 +17,7 @@ pub mod endpoint;
 mod hangup;
 mod ledger;
 pub mod memory;
+pub mod shm;
 pub mod stream;
 pub mod tcp;
 

@@ -42,6 +42,16 @@ impl LinkSpec {
         self.lands.iter().map(|spec| spec.bytes).max().unwrap_or(0)
     }
 
+    /// What this end posts, by site.
+    pub(super) fn posts(&self) -> &[SlotSpec] {
+        &self.posts
+    }
+
+    /// What lands on it, by site.
+    pub(super) fn lands(&self) -> &[SlotSpec] {
+        &self.lands
+    }
+
     pub(super) fn posting(&self) -> Ledger {
         Ledger::new(self.epoch, self.own, &self.posts)
     }

@@ -1,6 +1,6 @@
 //! The promises L-1 to L-4 and the ends of links, for every fabric.
 
-use crate::fabric::{Fabric, Memory, Tcp, landed, slot, specs};
+use crate::fabric::{Fabric, Memory, Shm, Tcp, landed, slot, specs};
 use bytes::Bytes;
 use protocol::transport::LinkError;
 use protocol::{Call, Rank};
@@ -145,14 +145,14 @@ async fn a_thread_outside_the_runtime_can_wait(fabric: impl Fabric) {
 macro_rules! conforms {
     ($($fabric:ident = $maker:expr),+ => $tests:tt) => {
         $(mod $fabric {
-            use super::{Memory, Tcp};
+            use super::{Memory, Shm, Tcp};
             conforms!(@each $maker => $tests);
         })+
     };
     (@each $maker:expr => [$($test:ident),+ $(,)?]) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
-            let _ = (Memory { seed: None }, Tcp);
+            let _ = (Memory { seed: None }, Shm, Tcp);
             super::$test($maker).await;
         })+
     };
@@ -161,6 +161,7 @@ macro_rules! conforms {
 conforms!(
     memory = Memory { seed: None },
     shuffled = Memory { seed: Some(20_240_219) },
+    shm = Shm,
     tcp = Tcp
     => [
         l1_values_land_whole_and_l3_in_order_within_a_slot,

@@ -3,6 +3,7 @@
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use protocol::plan::{Ask, Band, Branch, Geometry, Member, Plan, SiteSpec, SlotTable, Stage};
 use protocol::transport::connection::Connection;
+use protocol::transport::shm::{self, ShmLink};
 use protocol::transport::tcp::TcpLink;
 use protocol::transport::{Hangup, Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
@@ -102,6 +103,24 @@ impl Fabric for Tcp {
         };
         [start(one, &specs[0]), start(other, &specs[1])]
     }
+}
+
+pub(crate) struct Shm;
+
+impl Fabric for Shm {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let [one, other] = shm_pair(specs, &Hangup::default()).await;
+        [Box::new(one), Box::new(other)]
+    }
+}
+
+pub(crate) async fn shm_pair(specs: &[LinkSpec; 2], hangup: &Hangup) -> [ShmLink; 2] {
+    let ([near, far], never) = (sockets().await, Hangup::default());
+    let (one, other) = tokio::join!(
+        shm::establish(over(near), &specs[0], hangup),
+        shm::establish(over(far), &specs[1], &never)
+    );
+    [one.expect("one end"), other.expect("the other end")]
 }
 
 /// Both ends of one connection.

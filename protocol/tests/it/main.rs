@@ -4,6 +4,7 @@ mod codec;
 mod conformance;
 mod fabric;
 mod plan;
+mod shm;
 mod strategy;
 mod stream;
 mod tcp;
