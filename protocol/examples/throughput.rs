@@ -38,9 +38,12 @@ fn main() -> Result<()> {
     let (what, mib) = match &arguments[..] {
         [what] => (what.as_str(), 2048),
         [what, flag, mib] if flag == "--mib" => (what.as_str(), mib.parse()?),
-        _ => return Err("usage: throughput shm|tcp|tls|quic|quic-tls|memcpy|quinn [--mib N]".into()),
+        _ => {
+            return Err("usage: throughput shm|tcp|tls|quic|quic-tls|memcpy|quinn [--mib N]".into());
+        }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let took = match what {
         "memcpy" => copy(mib),
         "quinn" => runtime.block_on(quinn_bulk(mib))?,

@@ -20,6 +20,7 @@ mod incoming;
 mod ledger;
 pub mod memory;
 pub mod quic;
+pub mod shm;
 pub mod stream;
 pub mod tcp;
 

@@ -59,15 +59,18 @@ impl FromStr for Fabric {
     }
 }
 
-/// The memory of a machine that a process can share with others: two processes share it if these are
-/// equal. Containers with a `/dev/shm` each do not.
+/// Which memory a process can share: two processes whose values are equal can map the same files.
+///
+/// Containers with a `/dev/shm` each differ in `device`, as long as it is not mounted into both.
+/// Virtual machines that were cloned while running may be equal and yet share nothing: opening
+/// their link fails then, and says so.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SharedMemory {
-    /// What the kernel calls this boot of the machine.
+    /// The kernel's boot id: another machine, or another boot, has another one.
     pub boot: String,
-    /// The device number of `/dev/shm`.
+    /// The device number of `/dev/shm`: every mount of its own has another one.
     pub device: u64,
-    /// The user, to whom alone the memory is open.
+    /// The effective user id: regions belong to one user.
     pub user: u32,
 }
 

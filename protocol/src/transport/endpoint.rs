@@ -12,7 +12,7 @@ mod offer;
 
 pub use self::offer::{Doors, EndpointError};
 
-use self::call::{Called, Unreached};
+use self::call::Unreached;
 use self::gate::{Expected, Gate, accept_calls, accept_streams};
 use self::offer::Fabrics;
 use super::connection::Connection;
@@ -73,7 +73,7 @@ impl Endpoint {
         let streams = accept_streams(socket, security.clone(), Arc::clone(&gate));
         let mut accepting = vec![tokio::spawn(streams).abort_handle()];
         if let Some(quic) = &fabrics.quic {
-            let calls = accept_calls(Arc::clone(quic), Arc::clone(&gate));
+            let calls = accept_calls(Arc::clone(quic), security.clone(), Arc::clone(&gate));
             accepting.push(tokio::spawn(calls).abort_handle());
         }
         Ok(Self { address, security, gate, fabrics, accepting })

@@ -1,6 +1,6 @@
 //! The promises L-1 to L-4 and the ends of links, for every fabric.
 
-use crate::fabric::{Fabric, Memory, Quic, Tcp, Tls, landed, slot, specs};
+use crate::fabric::{Fabric, Memory, Quic, Shm, Tcp, Tls, landed, slot, specs};
 use bytes::Bytes;
 use protocol::transport::LinkError;
 use protocol::{Call, Rank};
@@ -145,14 +145,14 @@ async fn a_thread_outside_the_runtime_can_wait(fabric: impl Fabric) {
 macro_rules! conforms {
     ($($fabric:ident = $maker:expr),+ => $tests:tt) => {
         $(mod $fabric {
-            use super::{Memory, Quic, Tcp, Tls};
+            use super::{Memory, Quic, Shm, Tcp, Tls};
             conforms!(@each $maker => $tests);
         })+
     };
     (@each $maker:expr => [$($test:ident),+ $(,)?]) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
-            let _ = (Memory { seed: None }, Quic, Tcp, Tls);
+            let _ = (Memory { seed: None }, Quic, Shm, Tcp, Tls);
             super::$test($maker).await;
         })+
     };
@@ -163,6 +163,7 @@ conforms!(
     shuffled = Memory { seed: Some(20_240_219) },
     tcp = Tcp,
     tls = Tls,
+    shm = Shm,
     quic = Quic
     => [
         l1_values_land_whole_and_l3_in_order_within_a_slot,

@@ -115,9 +115,10 @@ async fn a_caller_by_another_way_is_refused() {
     let plan = plan_of(&endpoints, &[Fabric::Quic]);
     let mut other = plan.clone();
     other.fabrics = vec![Fabric::Tcp];
+    let sites = sites(&SIZES);
     let ends = tokio::join!(
-        endpoints[0].open(&plan, Rank(0), &sites(&SIZES)),
-        endpoints[1].open(&other, Rank(1), &sites(&SIZES)),
+        endpoints[0].open(&plan, Rank(0), &sites),
+        endpoints[1].open(&other, Rank(1), &sites),
     );
     assert!(matches!(ends.1, Err(LinkError::Refused { peer: Rank(0), .. })), "{:?}", ends.1);
     assert!(ends.0.is_err(), "nobody came by the right way");

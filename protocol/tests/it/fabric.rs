@@ -7,10 +7,11 @@ use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, W
 use protocol::plan::{
     self, Ask, Band, Branch, Geometry, Member, Offer, Plan, SiteSpec, SlotTable, Stage,
 };
+use protocol::tls::Security;
 use protocol::transport::connection::Connection;
 use protocol::transport::quic::{Congestion, QuicEndpoint, QuicLink};
+use protocol::transport::shm::{self, ShmLink};
 use protocol::transport::tcp::TcpLink;
-use protocol::tls::Security;
 use protocol::transport::{Doors, Endpoint, Hangup, Landed, Link, LinkError, LinkSpec, memory};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 use std::future::poll_fn;
@@ -169,6 +170,24 @@ pub(crate) async fn join(
     };
     let (near, far) = tokio::join!(call, called.accept());
     [near, far.expect("accepted").0]
+}
+
+pub(crate) struct Shm;
+
+impl Fabric for Shm {
+    async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2] {
+        let [one, other] = shm_pair(specs, &Hangup::default()).await;
+        [Box::new(one), Box::new(other)]
+    }
+}
+
+pub(crate) async fn shm_pair(specs: &[LinkSpec; 2], hangup: &Hangup) -> [ShmLink; 2] {
+    let ([near, far], never) = (sockets().await, Hangup::default());
+    let (one, other) = tokio::join!(
+        shm::establish(over(near), &specs[0], hangup),
+        shm::establish(over(far), &specs[1], &never)
+    );
+    [one.expect("one end"), other.expect("the other end")]
 }
 
 /// Both ends of one connection.

@@ -9,6 +9,7 @@ mod identity;
 mod plan;
 mod proxy;
 mod quic;
+mod shm;
 mod strategy;
 mod stream;
 mod tcp;

@@ -10,8 +10,8 @@ use protocol::job::{
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join,
-    LinkView, MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport, Span,
-    ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
+    LinkView, MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport,
+    Span, ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
 };
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{

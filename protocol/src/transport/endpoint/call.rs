@@ -18,7 +18,7 @@ pub(super) enum Way {
     /// At its TCP door.
     Door(SocketAddr, Security),
     /// Over QUIC.
-    Quic(SocketAddr, Arc<QuicEndpoint>),
+    Quic(SocketAddr, Arc<QuicEndpoint>, Security),
 }
 
 /// A peer that could not be called.
@@ -32,7 +32,7 @@ pub(super) struct Unreached {
 impl Way {
     /// Calls the peer, says `hello`, and hears its answer.
     pub(super) async fn call(self, hello: PeerHello) -> Result<(Met, PeerAnswer), Unreached> {
-        let (Self::Door(address, _) | Self::Quic(address, _)) = self;
+        let (Self::Door(address, _) | Self::Quic(address, _, _)) = self;
         let unreached = |cause: String| Unreached { address, cause };
         let mut met = match self {
             Self::Door(address, security) => {
@@ -40,10 +40,10 @@ impl Way {
                 let connection = connected.map_err(|error| unreached(error.to_string()))?;
                 Met { connection, quic: None }
             }
-            Self::Quic(address, endpoint) => {
+            Self::Quic(address, endpoint, security) => {
                 let connected = endpoint.connect(address, SERVER_NAME).await;
                 let opened = connected.map_err(|error| unreached(error.to_string()))?;
-                over_quic(opened).map_err(unreached)?
+                over_quic(opened, &security).map_err(unreached)?
             }
         };
         let answer = greet(&mut met.connection, &hello).await;
@@ -51,11 +51,16 @@ impl Way {
     }
 }
 
-/// What was opened over QUIC, and who is at its other end.
+/// What was opened over QUIC, and who is at its other end: nobody in particular, if nothing is
+/// protected.
 pub(super) fn over_quic(
     (quic, mut connection): (quinn::Connection, Connection),
+    security: &Security,
 ) -> Result<Met, String> {
-    let shown = peer_identity(&quic).and_then(|certificates| certificates.into_iter().next());
+    let shown = match security {
+        Security::Insecure => None,
+        Security::Mutual(_) => peer_identity(&quic).and_then(|shown| shown.into_iter().next()),
+    };
     let read = shown.map(|certificate| PeerIdentity::read(&certificate)).transpose();
     connection.identity = read.map_err(|error| error.to_string())?;
     Ok(Met { connection, quic: Some(quic) })

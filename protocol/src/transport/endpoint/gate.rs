@@ -177,7 +177,11 @@ pub(super) async fn accept_streams(socket: TcpListener, security: Security, gate
 }
 
 /// The same over QUIC, whose endpoint limits callers that have not opened a stream.
-pub(super) async fn accept_calls(quic: Arc<QuicEndpoint>, gate: Arc<Gate>) {
+pub(super) async fn accept_calls(
+    quic: Arc<QuicEndpoint>,
+    security: Security,
+    gate: Arc<Gate>,
+) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     while let Some(opened) = quic.accept().await {
         let address = opened.1.peer;
@@ -185,9 +189,9 @@ pub(super) async fn accept_calls(quic: Arc<QuicEndpoint>, gate: Arc<Gate>) {
             gate.refused(address, "too many callers at once have not said who they are");
             continue;
         };
-        let gate = Arc::clone(&gate);
+        let (gate, security) = (Arc::clone(&gate), security.clone());
         tokio::spawn(async move {
-            let greeted = match over_quic(opened) {
+            let greeted = match over_quic(opened, &security) {
                 Ok(met) => greet(met, &gate).await,
                 Err(cause) => {
                     gate.refused(address, &cause);

@@ -124,7 +124,8 @@ impl Fabrics {
         });
         Ok(match (fabric, port, &self.quic) {
             (Some(Fabric::Quic), Some(port), Some(quic)) => {
-                Way::Quic(SocketAddr::new(member.address.ip(), port), Arc::clone(quic))
+                let address = SocketAddr::new(member.address.ip(), port);
+                Way::Quic(address, Arc::clone(quic), security.clone())
             }
             _ => Way::Door(member.address, security.clone()),
         })

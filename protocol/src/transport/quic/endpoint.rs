@@ -137,7 +137,7 @@ fn opened(
 ) -> Opened {
     let peer = connection.remote_address();
     let reading = Box::new(Reading { stream, peer });
-    (connection, Connection { peer, reading, writing: Box::new(writing) })
+    (connection, Connection { peer, identity: None, reading, writing: Box::new(writing) })
 }
 
 async fn accept_all(endpoint: quinn::Endpoint, met: Sender<Opened>) {
