@@ -5,9 +5,10 @@
 //! is read where it lies. The connection on which the two agreed stays open, silent: its end tells
 //! that the peer closed the link or that its process died.
 //!
-//! Regions are this user's, mode 0600, under names nobody guesses, which are gone before the first
-//! value crosses. Whoever else runs as this user could write to them, as it could to the process:
-//! nothing that is read there can reach beyond the values themselves.
+//! Regions are this user's, mode 0600, under names nobody guesses, which go as soon as both are
+//! mapped. Whoever else runs as this user could write to them, as it could to the process:
+//! nothing that is read there can reach beyond the values themselves. Only a process that is killed
+//! while it sets a link up leaves a file, `/dev/shm/tessera-*`.
 //!
 //! # Buffers
 //! - **B-1**: a buffer belongs to the sender while its state is free, to the receiver while it is
