@@ -5,9 +5,10 @@
 //! is read where it lies. The connection on which the two agreed stays open, silent: its end tells
 //! that the peer closed the link or that its process died.
 //!
-//! Regions are this user's, mode 0600, under names nobody guesses, which are gone before the first
-//! value crosses. Whoever else runs as this user could write to them, as it could to the process:
-//! nothing that is read there can reach beyond the values themselves.
+//! Regions are this user's, mode 0600, under names nobody guesses, which go as soon as both are
+//! mapped. Whoever else runs as this user could write to them, as it could to the process:
+//! nothing that is read there can reach beyond the values themselves. Only a process that is killed
+//! while it sets a link up leaves a file, `/dev/shm/tessera-*`.
 //!
 //! # Buffers
 //! - **B-1**: a buffer belongs to the sender while its state is free, to the receiver while it is
@@ -21,8 +22,7 @@
 //!   no announcement overwrites another.
 //! - **B-4**: a post whose buffer is full waits in a queue, and those of its slot behind it, so versions
 //!   of a slot land in order. The ledger bounds the queue: two of each slot. It moves when readers let
-//!   go of older values: a reader may keep one for as long as it likes, but not both of a slot while
-//!   it waits for a third.
+//!   go of older values: who waits for a version must not hold the one two calls older.
 //!
 //! # Waking
 //! Each end has one thread that sleeps on the *bell*, a word of its own region. Ringing adds one to it
@@ -34,8 +34,9 @@
 //!   consistent), so either the look comes after the providing and finds it, or the word was
 //!   set before it was read and the bell rings.
 //! - **W-2**: only the waiting end writes that word, under the lock of what it stands for: the waker of the
-//!   compute thread, or the queue of posts. It is set exactly while there is a waker, or while
-//!   the queue is not empty. So it cannot be cleared by one wake-up while the next one is wanted.
+//!   compute thread, or the queue of posts. It is set exactly while there is a waker (or the link is
+//!   dropped, and discards), or while the queue is not empty. So it cannot be cleared by one wake-up
+//!   while the next one is wanted.
 //! - **W-3**: the bell is never missed. The thread reads the bell, then does all there is to do, then sleeps
 //!   only if the bell is what it read; the kernel compares and sleeps in one step. What happens
 //!   before the look is found by it; what happens later rings later, and changes the bell. The four causes
@@ -48,6 +49,8 @@
 mod buffers;
 mod control;
 mod file;
+#[cfg(test)]
+mod interleaving;
 pub mod layout;
 mod region;
 mod setup;

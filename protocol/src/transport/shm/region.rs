@@ -52,7 +52,7 @@ impl Region {
         assert!(at <= self.bytes && bytes.len() <= self.bytes - at, "{} at {at}", bytes.len());
         // SAFETY: the range is within the mapping, and by the contract nobody's but the caller's.
         unsafe {
-            ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(at).as_ptr(), bytes.len())
+            ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.add(at).as_ptr(), bytes.len());
         }
     }
 

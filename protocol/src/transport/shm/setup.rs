@@ -3,7 +3,7 @@
 //! Each makes its own, tells the other its name, maps the other's, and says so; then the names go. An
 //! end that fails tells the other why.
 
-use super::super::connection::Connection;
+use super::super::connection::{Connection, Reading, Writing};
 use super::super::stream::{FrameReader, StreamError};
 use super::super::{LinkError, LinkSpec};
 use super::buffers::Mapped;
@@ -17,7 +17,12 @@ use crate::id::Rank;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+/// How long an end that failed waits for the other to have heard why: it answers at once, if at all.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What crosses the connection before values cross the memory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,8 +96,8 @@ fn map(folder: &Path, file: &OwnedFd, layout: Layout) -> Result<Mapped, ShmError
 /// The connection while the link is set up.
 struct Line<'a> {
     peer: Rank,
-    reader: FrameReader<&'a mut super::super::connection::Reading>,
-    writing: &'a mut super::super::connection::Writing,
+    reader: FrameReader<&'a mut Reading>,
+    writing: &'a mut Writing,
 }
 
 impl<'a> Line<'a> {
@@ -107,9 +112,17 @@ impl<'a> Line<'a> {
             Ok(done) => Ok(done),
             Err(error) => {
                 let fault = Fault::new(FaultKind::PeerLost, error.to_string());
-                self.send(&Setup::Failed(fault.clone())).await.ok(); // it may be gone: then it knows
+                timeout(FAREWELL, self.fail(fault.clone())).await.ok(); // or it does not listen
                 Err(LinkError::Refused { peer: self.peer, fault })
             }
+        }
+    }
+
+    /// Says why there will be no link. Closing the connection while something of the peer's is unread
+    /// would reset it, and could cost the peer the reason: so all is read until it closes, too.
+    async fn fail(&mut self, fault: Fault) {
+        if self.send(&Setup::Failed(fault)).await.is_ok() && self.writing.shutdown().await.is_ok() {
+            while let Ok(Some(_)) = self.reader.next_frame().await {}
         }
     }
 

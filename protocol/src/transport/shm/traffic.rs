@@ -26,7 +26,7 @@ pub(super) struct Posted {
 #[derive(Debug)]
 struct Outgoing {
     sending: Sending,
-    /// What waits for a buffer, oldest first. Not empty: `wants_credit` is set (W-2).
+    /// What waits for a buffer, oldest first. While there is any, `wants_credit` is set (W-2).
     queue: VecDeque<Posted>,
 }
 
@@ -34,7 +34,7 @@ struct Outgoing {
 struct Incoming {
     receiving: Receiving,
     ledger: Ledger,
-    /// Who is to be woken. There is one: `wants_values` is set (W-2).
+    /// Who is to be woken. While there is one, `wants_values` is set (W-2).
     waker: Option<Waker>,
     over: Option<LinkError>,
 }
@@ -163,11 +163,12 @@ impl Traffic {
     /// See [`super::super::Link::poll_landed`].
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Landed, LinkError>> {
         let mut incoming = lock(&self.incoming);
+        let mut known = incoming.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
         loop {
             if let Some(over) = &incoming.over {
                 return Poll::Ready(Err(over.clone()));
             }
-            // Before the ring is looked at: what had landed by then is given out first (W-3).
+            // Before the ring is looked at: what had landed by then is given out first (W-4).
             let ended = self.ended.get().cloned();
             match self.take(&mut incoming) {
                 Ok(Some(landed)) => {
@@ -184,11 +185,12 @@ impl Traffic {
             if incoming.over.is_some() {
                 continue;
             }
-            if incoming.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            if known {
                 return Poll::Pending; // it was known before the ring was looked at (W-1)
             }
             incoming.waker = Some(cx.waker().clone());
             self.own().want_values(true);
+            known = true;
         }
     }
 
@@ -255,7 +257,8 @@ impl Traffic {
     /// Takes what nobody will read, so that the peer's buffers come back and it can close, too.
     fn discard(&self) {
         let mut incoming = lock(&self.incoming);
-        self.own().want_values(true); // and never unset; before looking (W-1)
+        incoming.waker = None; // whose end would unset the word
+        self.own().want_values(true); // before looking (W-1)
         loop {
             match self.take(&mut incoming) {
                 Ok(Some(landed)) => drop(landed),
