@@ -254,7 +254,7 @@ async fn values_land_whole_and_in_order_though_one_packet_of_ten_is_lost() {
 async fn a_caller_that_says_nothing_is_hung_up_on() {
     let authority = Authority::new();
     let (caller, called) = (endpoint(&authority).await, endpoint(&authority).await);
-    let (connection, _) = caller.connect(called.address(), "worker").await.expect("called");
+    let (connection, _unused) = caller.connect(called.address(), "worker").await.expect("called");
     let start = Instant::now();
     let met = async { called.accept().await.is_some() };
     let hung_up = async { connection.closed().await };

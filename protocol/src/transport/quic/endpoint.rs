@@ -7,6 +7,7 @@ use crate::transport::connection::Connection;
 use crate::transport::{OPEN_DEADLINE, STRANGERS_MAX};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, EndpointConfig, ReadError, TokioRuntime};
+use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use std::io;
 use std::net::SocketAddr;
@@ -60,6 +61,9 @@ impl QuicEndpoint {
         let (mut server, mut client) = (server.clone(), client.clone());
         server.alpn_protocols = vec![ALPN.to_vec()];
         client.alpn_protocols = vec![ALPN.to_vec()];
+        // A session that is resumed shows no certificate, so that one revoked since would pass.
+        server.send_tls13_tickets = 0;
+        client.resumption = Resumption::disabled();
         let transport = Arc::new(tuning::transport(congestion));
         let mut server =
             quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
