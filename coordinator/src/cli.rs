@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod predict;
 mod probe;
 mod progress;
 mod rendered;
@@ -39,6 +40,8 @@ enum Command {
     Probe(Box<probe::ProbeArgs>),
     /// Measure seconds per step, waiting and memory, on one worker and on all.
     Bench(Box<bench::BenchArgs>),
+    /// Predict seconds, bytes and memory from figures, without a cluster.
+    Predict(Box<predict::PredictArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
     /// Show a cluster's workers, model and jobs.
@@ -54,6 +57,7 @@ pub fn run() -> ExitCode {
             Command::Submit(arguments) => submit::run(*arguments).await,
             Command::Probe(arguments) => probe::run(*arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Predict(arguments) => predict::run(*arguments),
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
         }

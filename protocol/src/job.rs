@@ -1,5 +1,11 @@
 //! What is asked for, and what it becomes once every default is known.
 
+mod shape;
+mod work;
+
+pub use shape::UNetShape;
+pub use work::ModelWork;
+
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -401,4 +407,6 @@ pub struct ModelCard {
     pub shards_max: u32,
     /// Bytes that decoding a band as a whole takes for each of its pixels.
     pub decode_bytes: u32,
+    /// What a call computes, exchanges and holds.
+    pub work: ModelWork,
 }
