@@ -11,7 +11,7 @@ pub use self::branches::{Share, ShareError};
 pub use self::pairs::{Cluster, LinkFigures, Links, Pairs};
 
 use self::branches::{Sharing, Work};
-use self::cost::Forecast;
+use self::cost::{Forecast, Image};
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };
@@ -230,9 +230,12 @@ pub fn place<'a>(
         candidates[..ranks].iter().map(|each| if even { 1 } else { each.speed }).collect();
     let rows = units * geometry.row_unit;
     let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
-    let forecast = Forecast::of(&spec, (card, geometry), cluster, ranks);
-    let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split, forecast.as_ref())
-        .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
+    // Only bands exchange what is predicted.
+    let image = Image::of(&spec, card, geometry);
+    let forecast = bands.then(|| Forecast::measured(image, cluster, ranks)).flatten();
+    let Sharing { mut shares, mut reason } =
+        branches::share(work, wish.cfg_split, forecast.as_ref())
+            .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
     reason += &reason::mode(&spec, rows, &shares, wish);
     reason += &reason::bands(&shares, &speeds);
     if !bands {

@@ -16,9 +16,10 @@ pub mod preset;
 mod rank;
 
 use self::rank::RankCost;
+use super::Candidate;
 use super::branches::{self, Share, ShareError, Sharing, Work};
 use super::pairs::{Cluster, Links};
-use protocol::job::{CfgSplit, JobSpec, Mode, ModelCard, Parallelism, Warmup, Wire};
+use protocol::job::{CfgSplit, JobSpec, Mode, ModelCard, Warmup, Wire};
 use protocol::plan::Geometry;
 use serde::Serialize;
 
@@ -45,7 +46,7 @@ impl Machine {
         let cells = card.work.cells(card.row_unit, columns);
         let pixels = f64::from(card.row_unit) * f64::from(columns);
         let flop = card.work.flop(cells, cells);
-        Self { rate: flop * float(speed.max(1)) / pixels.max(1.0), overhead: 0.0 }
+        Self { rate: (flop * float(speed) / pixels.max(1.0)).max(1.0), overhead: 0.0 }
     }
 }
 
@@ -110,6 +111,29 @@ pub struct Image<'a> {
     pub calls: Calls,
 }
 
+impl<'a> Image<'a> {
+    /// The one of `spec`.
+    #[must_use]
+    pub fn of(spec: &JobSpec, card: &'a ModelCard, geometry: Geometry) -> Self {
+        let guided = spec.guidance > 1.0;
+        Self { card, geometry, guided, wire: spec.wire, calls: Calls::of(spec) }
+    }
+
+    /// One of the model's native size and guidance.
+    #[must_use]
+    pub fn native(card: &'a ModelCard, wire: Wire, calls: Calls) -> Self {
+        let factor = card.vae_factor.max(1);
+        let geometry = Geometry {
+            rows: card.native.1 / factor,
+            columns: card.native.0 / factor,
+            channels: card.latent_channels,
+            row_unit: card.row_unit,
+            vae_factor: card.vae_factor,
+        };
+        Self { card, geometry, guided: card.guidance > 1.0, wire, calls }
+    }
+}
+
 /// What is known of an image and of those who could render it: all that a prediction is made from.
 #[derive(Clone, Debug)]
 pub struct Forecast<'a> {
@@ -160,26 +184,20 @@ pub struct Mesh {
 }
 
 impl<'a> Forecast<'a> {
-    /// What is known of the first `ranks` workers of `cluster`, and of the image of `spec`; None unless
-    /// all links between them were measured, and they are to share it in bands.
+    /// What is known of `image` and of the first `ranks` workers of `cluster`, as they were measured;
+    /// None unless all links between them were.
     #[must_use]
-    pub fn of(
-        spec: &JobSpec,
-        (card, geometry): (&'a ModelCard, Geometry),
-        cluster: Cluster<'_>,
-        ranks: usize,
-    ) -> Option<Self> {
-        if spec.parallelism != Parallelism::Patch {
-            return None;
-        }
+    pub fn measured(image: Image<'a>, cluster: Cluster<'_>, ranks: usize) -> Option<Self> {
         let (workers, pairs) = (cluster.candidates.get(..ranks)?, cluster.pairs?);
         let figures = |from: usize, to: usize| pairs.get(workers[from].worker, workers[to].worker);
-        let machines = workers.iter().map(|each| Machine::calibrated(card, each.speed)).collect();
-        let guided = spec.guidance > 1.0;
-        let image = Image { card, geometry, guided, wire: spec.wire, calls: Calls::of(spec) };
-        let links = Links::all(ranks, figures)?;
-        let (scheme, overlap) = (Scheme::Neighbours, Overlap::Hidden);
-        Some(Self { image, machines, links, scheme, overlap })
+        let machine = |each: &Candidate| Machine::calibrated(image.card, each.speed);
+        Some(Self {
+            image,
+            machines: workers.iter().map(machine).collect(),
+            links: Links::all(ranks, figures)?,
+            scheme: Scheme::Neighbours,
+            overlap: Overlap::Hidden,
+        })
     }
 
     /// What the image costs if it is shared so.

@@ -140,7 +140,10 @@ mod tests {
     #[test]
     fn a_half_is_a_node_wherever_its_workers_joined() {
         assert_eq!(links(&[0, 1, 0, 1]).halves(4), [vec![0, 2], vec![1, 3]]);
-        assert_eq!(links(&[0, 0, 1, 1, 2, 2, 3, 3]).halves(8), [vec![0, 1, 4, 5], vec![2, 3, 6, 7]]);
+        assert_eq!(
+            links(&[0, 0, 1, 1, 2, 2, 3, 3]).halves(8),
+            [vec![0, 1, 4, 5], vec![2, 3, 6, 7]]
+        );
         assert_eq!(links(&[0, 0, 0, 1]).halves(4), [vec![0, 1], vec![2, 3]]);
         assert_eq!(links(&[0; 3]).halves(3), [vec![0, 2], vec![1]]);
         assert_eq!(links(&[0]).halves(1), [vec![0], vec![]]);

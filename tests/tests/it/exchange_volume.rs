@@ -201,7 +201,10 @@ fn a_models_work_gives_the_bytes_of_its_slot_tables() {
     let bands = |site: &&SiteSpec| {
         site.stage == Stage::Denoise && !matches!(site.ask, Ask::Summand | Ask::Sum)
     };
-    assert_eq!(usize::try_from(work.sites).unwrap(), checkpoint.sites().iter().filter(bands).count());
+    assert_eq!(
+        usize::try_from(work.sites).unwrap(),
+        checkpoint.sites().iter().filter(bands).count()
+    );
     let sdxl = UNetShape {
         latent_channels: 4,
         block_channels: &SDXL.channels,

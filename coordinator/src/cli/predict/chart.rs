@@ -86,9 +86,8 @@ fn try_draw(
     for ((name, points), colour) in series.into_iter().zip(COLOURS.into_iter().cycle()) {
         chart.draw_series(points.iter().map(|at| Circle::new(*at, 3, colour.filled())))?;
         let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
-        line.label(name).legend(move |(x, y)| {
-            PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(3))
-        });
+        line.label(name)
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(3)));
     }
     chart
         .configure_series_labels()

@@ -67,7 +67,9 @@ impl FromStr for Workers {
         let example = "for example 8, or 1,2,3, or 1..64 for 1, 2, 4 up to 64";
         let number = |part: &str| match part.trim().parse::<usize>() {
             Ok(count) if (1..=RANKS_MAX).contains(&count) => Ok(count),
-            Ok(_) => Err(wrong(part, format!("workers cannot share an image; 1 to {RANKS_MAX} can"))),
+            Ok(_) => {
+                Err(wrong(part, format!("workers cannot share an image; 1 to {RANKS_MAX} can")))
+            }
             Err(_) => Err(wrong(part, format!("is no number of workers; {example}"))),
         };
         let mut all = Vec::new();

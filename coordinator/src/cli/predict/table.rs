@@ -21,7 +21,7 @@ pub(super) fn table(settled: &Settled, rows: &[Row]) -> String {
             "\n{size}\n  N  MESH  S/STEP  S/IMAGE SPEED-UP   HIDDEN  EXPOSED   LANDING    MEMORY FITS\n"
         );
         of_size.iter().for_each(|row| text += &line(row, settled));
-        text += "\n";
+        text += &fastest(&of_size);
         let mut before = "";
         for row in of_size {
             let Ok(mesh) = &row.mesh else { continue };
@@ -35,6 +35,19 @@ pub(super) fn table(settled: &Settled, rows: &[Row]) -> String {
         }
     }
     text + &legend(settled, rows)
+}
+
+/// On how many workers an image is there first: links may be too slow for more.
+fn fastest(rows: &[&Row]) -> String {
+    let done = rows
+        .iter()
+        .filter_map(|row| Some((row.workers, row.mesh.as_ref().ok()?.prediction.image_seconds)));
+    match done.min_by(|one, other| one.1.total_cmp(&other.1)) {
+        Some((workers, first)) if rows.len() > 1 => {
+            format!("\nFastest on {workers}: {} s an image.\n", seconds(first))
+        }
+        _ => "\n".to_owned(),
+    }
 }
 
 fn header(settled: &Settled) -> String {
@@ -97,11 +110,8 @@ pub(super) fn nodes(mesh: &Mesh, settled: &Settled) -> String {
         let of_branch = mesh.shares.iter().filter(move |share| share.branch == branch);
         of_branch.map(|share| node(share.worker)).collect::<BTreeSet<usize>>()
     };
-    let branches = [
-        ("", Branch::Whole),
-        ("negative ", Branch::Negative),
-        ("prompt ", Branch::Prompt),
-    ];
+    let branches =
+        [("", Branch::Whole), ("negative ", Branch::Negative), ("prompt ", Branch::Prompt)];
     let used: BTreeSet<usize> = mesh.shares.iter().map(|share| node(share.worker)).collect();
     if used.len() < 2 {
         return String::new();

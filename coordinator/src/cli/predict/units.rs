@@ -7,12 +7,7 @@ use std::str::FromStr;
 /// A unit and what a number in it is multiplied with.
 type Units = &'static [(&'static str, f64)];
 
-const RATES: Units = &[
-    ("PFLOP/s", 1e15),
-    ("TFLOP/s", 1e12),
-    ("GFLOP/s", 1e9),
-    ("MFLOP/s", 1e6),
-];
+const RATES: Units = &[("PFLOP/s", 1e15), ("TFLOP/s", 1e12), ("GFLOP/s", 1e9), ("MFLOP/s", 1e6)];
 const TIMES: Units = &[("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("µs", 1e-6), ("ns", 1e-9)];
 const SIZES: Units = &[
     ("TiB", 1_099_511_627_776.0),

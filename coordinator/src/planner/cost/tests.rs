@@ -24,8 +24,7 @@ fn forecast(card: &ModelCard, side: u32, workers: usize) -> Forecast<'_> {
         row_unit: card.row_unit,
         vae_factor: card.vae_factor,
     };
-    let image =
-        Image { card, geometry, guided: true, wire: Wire::F16, calls: Calls::new(50, 4) };
+    let image = Image { card, geometry, guided: true, wire: Wire::F16, calls: Calls::new(50, 4) };
     Forecast {
         image,
         machines: vec![Machine { rate: 161.0 * TERA, overhead: 0.02 }; workers],
@@ -89,8 +88,7 @@ fn more_bandwidth_less_latency_or_a_higher_rate_never_cost_time() {
             let seconds = |rate: f64, bandwidth: u64, micros: u64| {
                 let mut forecast = forecast(&card, 1024, workers);
                 forecast.machines.iter_mut().for_each(|machine| machine.rate = rate * TERA);
-                forecast.links =
-                    Links::all(workers, |_, _| Some(link(bandwidth, micros))).unwrap();
+                forecast.links = Links::all(workers, |_, _| Some(link(bandwidth, micros))).unwrap();
                 forecast.mesh(split).unwrap().prediction.image_seconds
             };
             let rates = [1.0, 10.0, 161.0, 1000.0];
@@ -167,9 +165,7 @@ fn a_slow_machine_gets_a_small_band_and_the_last_rank_ends_the_call() {
     let mesh = forecast.mesh(CfgSplit::Off).unwrap();
     let rows: Vec<u32> = mesh.shares.iter().map(|share| share.band.rows).collect();
     assert_eq!(rows, [32, 96]);
-    let half = |worker, top| {
-        Share { worker, branch: Branch::Whole, band: Band { top, rows: 64 } }
-    };
+    let half = |worker, top| Share { worker, branch: Branch::Whole, band: Band { top, rows: 64 } };
     let even = forecast.predict(&[half(0, 0), half(1, 64)]);
     assert!(even.displaced_seconds > 1.4 * mesh.prediction.displaced_seconds, "{even:?}");
 }
@@ -236,6 +232,30 @@ fn without_all_links_known_plans_are_made_from_speeds() {
     };
     assert_eq!(plan(Some(&pairs)), plan(None));
     assert!(plan(None).reason.contains("as long to compute as one"));
+}
+
+/// What a command that measures links says of them.
+#[test]
+fn a_cluster_predicts_an_image_of_the_models_own_size() {
+    let card = sdxl();
+    let mut candidates = candidates(2);
+    candidates.iter_mut().for_each(|each| each.speed = 400_000);
+    let mut pairs = Pairs::default();
+    pairs.measured(WorkerId(1), WorkerId(2), link(1_000_000_000, 10));
+    let image = Image::native(&card, Wire::F32, Calls::new(30, 4));
+    let predicted = |pairs: &Pairs| {
+        let cluster = Cluster { candidates: &candidates, pairs: Some(pairs) };
+        Forecast::measured(image, cluster, 2).map(|forecast| forecast.mesh(CfgSplit::Auto))
+    };
+    assert_eq!(predicted(&pairs), None, "one direction is not known");
+    pairs.measured(WorkerId(2), WorkerId(1), link(1_000_000_000, 10));
+    let mesh = predicted(&pairs).unwrap().unwrap();
+    assert_eq!(mesh.shares.len(), 2);
+    // One prediction of 128 x 128 latent pixels at somewhat less than they were calibrated at, for
+    // attention sees more of them than in a band.
+    let calibrated = 128.0 * 128.0 / 400_000.0;
+    let seconds = mesh.prediction.displaced_seconds;
+    assert!(seconds > calibrated && seconds < 1.3 * calibrated, "{mesh:?}");
 }
 
 #[test]
