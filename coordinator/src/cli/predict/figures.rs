@@ -12,6 +12,9 @@ use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
 
+/// What an A100 has: 80 GiB.
+const MEMORY_DEFAULT: Memory = Memory(85_899_345_920.0);
+
 /// What was given. In a file it is one JSON object, with the names and values of the command line.
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -193,7 +196,7 @@ impl Figures {
         Ok(Settled {
             rate: self.rate.unwrap_or(Rate(161e12)),
             overhead: self.overhead.unwrap_or(Time(0.02)),
-            memory: self.memory.unwrap_or(Memory(80.0 * f64::from(1_u32 << 30))),
+            memory: self.memory.unwrap_or(MEMORY_DEFAULT),
             inside: (
                 self.bandwidth_inside.unwrap_or(Bandwidth(150e9)),
                 self.latency_inside.unwrap_or(Time(5e-6)),

@@ -115,7 +115,7 @@ quantity!(
 
 /// `value` in the first of the units in which it is 1 or more.
 fn shown(value: f64, units: Units) -> String {
-    let fits = units.iter().find(|(_, factor)| value >= *factor).or(units.first());
+    let fits = units.iter().find(|(_, factor)| value >= *factor).or_else(|| units.first());
     let (unit, factor) = fits.copied().unwrap_or(("", 1.0));
     // Three digits after the point, without those that say nothing.
     let number = format!("{:.3}", value / factor);
