@@ -3,6 +3,7 @@
 mod bench;
 mod cluster;
 mod netcheck;
+mod predict;
 mod probe;
 mod progress;
 mod rendered;
@@ -40,6 +41,8 @@ enum Command {
     Probe(Box<probe::ProbeArgs>),
     /// Measure seconds per step, waiting and memory, on one worker and on all.
     Bench(Box<bench::BenchArgs>),
+    /// Predict seconds, bytes and memory from figures, without a cluster.
+    Predict(Box<predict::PredictArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
     /// Measure the links between a cluster's workers, over every fabric that they share.
@@ -57,6 +60,7 @@ pub fn run() -> ExitCode {
             Command::Submit(arguments) => submit::run(*arguments).await,
             Command::Probe(arguments) => probe::run(*arguments).await,
             Command::Bench(arguments) => bench::run(*arguments).await,
+            Command::Predict(arguments) => predict::run(*arguments),
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Netcheck(arguments) => netcheck::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,

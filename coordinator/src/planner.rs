@@ -2,14 +2,21 @@
 
 mod bands;
 mod branches;
+pub mod cost;
 mod decode;
 pub mod fabrics;
+mod pairs;
+mod reason;
 
-use self::branches::{Share, Sharing, Work};
+pub use self::branches::{Share, ShareError};
+pub use self::pairs::{Cluster, LinkSpeed, Links, Pairs};
+
+use self::branches::{Sharing, Work};
+use self::cost::{Forecast, Image};
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };
-use protocol::plan::{Band, Branch, Fabric, Geometry, Lack, Member, Offer, Plan};
+use protocol::plan::{Band, Fabric, Geometry, Lack, Member, Offer, Plan};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
 
@@ -172,19 +179,22 @@ pub struct Placed {
     pub reason: String,
 }
 
-/// A plan for `spec` on `candidates`, or on as many of them as were asked for or as its height has
-/// bands for.
+/// A plan for `spec` on the workers of `cluster`, or on as many of them as were asked for or as its
+/// height has bands for. Where the links between them were measured, seconds are predicted, and
+/// decide between one branch and two.
 ///
 /// # Errors
 /// `InvalidRequest` if the image has too few rows for the workers asked for, or cannot be split as
 /// asked; `NoWorkers` if there are too few.
-pub fn place(
+pub fn place<'a>(
     run: RunId,
     spec: JobSpec,
     card: &ModelCard,
-    candidates: &[Candidate],
+    cluster: impl Into<Cluster<'a>>,
     wish: Wish,
 ) -> Result<Placed, Fault> {
+    let cluster: Cluster<'a> = cluster.into();
+    let candidates = cluster.candidates;
     let geometry = Geometry {
         rows: spec.height / card.vae_factor,
         columns: spec.width / card.vae_factor,
@@ -230,10 +240,14 @@ pub fn place(
         candidates[..ranks].iter().map(|each| if even { 1 } else { each.speed }).collect();
     let rows = units * geometry.row_unit;
     let work = Work { rows, unit: geometry.row_unit, guided, speeds: &speeds };
-    let Sharing { mut shares, mut reason } = branches::share(work, wish.cfg_split)
-        .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
-    reason += &explain_mode(&spec, rows, &shares, wish.mode);
-    reason += &explain_bands(&shares, &speeds);
+    // Only bands exchange what is predicted.
+    let image = Image::of(&spec, card, geometry);
+    let forecast = bands.then(|| Forecast::measured(image, cluster, ranks)).flatten();
+    let Sharing { mut shares, mut reason } =
+        branches::share(work, wish.cfg_split, forecast.as_ref())
+            .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
+    reason += &reason::mode(&spec, rows, &shares, wish.mode);
+    reason += &reason::bands(&shares, &speeds);
     if !bands {
         // Strips are cut anew in every call, shards are of layers; each rank steps all rows.
         let whole = Band { top: 0, rows: geometry.rows };
@@ -265,41 +279,11 @@ pub fn place(
     Ok(Placed { plan, reason })
 }
 
-/// Why a job of few steps does not displace, if nobody asked for it.
-fn explain_mode(spec: &JobSpec, rows: u32, shares: &[Share], asked: Option<Mode>) -> String {
-    let exchanges =
-        spec.parallelism == Parallelism::Patch && shares.iter().any(|share| share.band.rows < rows);
-    if !exchanges || asked.is_some() || spec.steps >= DISPLACED_STEPS_MIN {
-        return String::new();
-    }
-    format!(
-        "; {} steps are fewer than {DISPLACED_STEPS_MIN}, so every call is synchronous: values one \
-         call old would show (--mode corrected displaces all the same)",
-        spec.steps
-    )
-}
-
-/// Which bands follow from unequal speeds.
-fn explain_bands(shares: &[Share], speeds: &[u64]) -> String {
-    let rows = |branch| shares.iter().filter(move |share| share.branch == branch);
-    let uneven = [Branch::Whole, Branch::Negative, Branch::Prompt].into_iter().any(|branch| {
-        let heights = || rows(branch).map(|share| share.band.rows);
-        heights().max().unwrap_or(0) > heights().min().unwrap_or(0)
-    });
-    let fastest = speeds.iter().max().copied().unwrap_or(1).max(1);
-    if !uneven || speeds.iter().all(|speed| *speed == fastest) {
-        return String::new();
-    }
-    #[expect(clippy::cast_precision_loss, reason = "speeds are far below 2^52 pixels a second")]
-    let relative = |share: &Share| format!("{:.2}", speeds[share.worker] as f64 / fastest as f64);
-    let speeds: Vec<String> = shares.iter().map(relative).collect();
-    format!("; bands are as tall as workers are fast: {}", speeds.join(", "))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{Decode, GnVariance, Scheduler, Warmup};
+    use protocol::job::{Decode, GnVariance, ModelWork, Scheduler, Warmup};
+    use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
@@ -353,6 +337,7 @@ pub(crate) mod tests {
             weight_bytes: 1,
             shards_max: 2,
             decode_bytes: 1000,
+            work: ModelWork::default(),
         }
     }
 

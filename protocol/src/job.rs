@@ -1,5 +1,11 @@
 //! What is asked for, and what it becomes once every default is known.
 
+mod shape;
+mod work;
+
+pub use shape::UNetShape;
+pub use work::ModelWork;
+
 use crate::plan::Fabric;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
@@ -404,4 +410,6 @@ pub struct ModelCard {
     pub shards_max: u32,
     /// Bytes that decoding a band as a whole takes for each of its pixels.
     pub decode_bytes: u32,
+    /// What a call computes, exchanges and holds.
+    pub work: ModelWork,
 }

@@ -203,7 +203,10 @@ impl Supervisor {
         let seed = RandomState::new().build_hasher().finish() & u64::from(u32::MAX);
         let spec = planner::settle(&next.request, card, seed)?;
         let run = RunId { job: next.job, epoch: Epoch(0) };
-        planner::place(run, spec, card, &idle, Wish::from(&next.request))
+        let wish = Wish::from(&next.request);
+        let pairs = self.registry.pairs(&wish.fabrics);
+        let cluster = planner::Cluster { candidates: &idle, pairs: Some(&pairs) };
+        planner::place(run, spec, card, cluster, wish)
     }
 
     fn start(&mut self, Placed { plan, reason }: Placed) {

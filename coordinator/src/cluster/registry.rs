@@ -1,9 +1,9 @@
 //! The workers, the model they all hold, and what each is doing.
 
-use crate::planner::Candidate;
+use crate::planner::{Candidate, LinkSpeed, Pairs};
 use protocol::job::ModelCard;
 use protocol::message::{Join, WorkerView};
-use protocol::plan::Fabric;
+use protocol::plan::{Fabric, nearest};
 use protocol::plan::netcheck::LinkFigures;
 use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
 use std::collections::BTreeMap;
@@ -102,6 +102,24 @@ impl Registry {
         if workers.iter().all(|worker| self.members.contains_key(worker)) {
             self.links.insert((workers, fabric), seen);
         }
+    }
+
+    /// What values between workers cross at, over the nearest of the `allowed` fabrics that they share
+    /// (none allowed means all), as far as it was measured.
+    #[must_use]
+    pub fn pairs(&self, allowed: &[Fabric]) -> Pairs {
+        let mut pairs = Pairs::default();
+        for ((workers, fabric), figures) in &self.links {
+            let [Some(one), Some(other)] = workers.map(|worker| self.members.get(&worker)) else {
+                continue;
+            };
+            if nearest(&one.join.offers, &other.join.offers, allowed) == Some(*fabric) {
+                let [one, other] = *workers;
+                pairs.measured(one, other, LinkSpeed::from(*figures));
+                pairs.measured(other, one, LinkSpeed::from(*figures));
+            }
+        }
+        pairs
     }
 
     /// What was last measured of the link between two workers over `fabric`.

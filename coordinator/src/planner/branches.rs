@@ -1,6 +1,7 @@
 //! Whether guidance's two predictions are computed by the same ranks or by two branches of them.
 
 use super::bands::{GAIN_MIN, slowest, split_by_speed};
+use super::cost::Forecast;
 use protocol::job::CfgSplit;
 use protocol::plan::{Band, BandError, Branch, RANKS_MAX};
 
@@ -26,23 +27,28 @@ pub(super) struct Sharing {
 
 /// One worker's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Share {
-    /// Its place among the speeds.
-    pub(super) worker: usize,
-    pub(super) branch: Branch,
-    pub(super) band: Band,
+pub struct Share {
+    /// Its place among the workers.
+    pub worker: usize,
+    /// What it computes of guidance's two predictions.
+    pub branch: Branch,
+    /// The latent rows it computes.
+    pub band: Band,
 }
 
 /// Why work cannot be shared as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ShareError {
+pub enum ShareError {
+    /// The image has too few rows.
     #[error(transparent)]
     Rows(#[from] BandError),
+    /// Two branches were asked for where there is one prediction.
     #[error(
         "--cfg-split on needs a guidance scale above 1: without guidance there is one prediction \
          only"
     )]
     NotGuided,
+    /// Two branches were asked for of one worker.
     #[error("--cfg-split on needs two workers or more; there is one")]
     OneWorker,
 }
@@ -57,13 +63,19 @@ pub(super) fn ranks_max(units: usize, guided: bool, wish: CfgSplit) -> usize {
 ///
 /// Two branches exchange nothing but predictions, less than half of the bytes that cross within one
 /// branch of all ranks, and are as fast to compute if they are in balance. So they are preferred
-/// unless one branch computes faster by [`GAIN_MIN`], as it does with three equal workers.
-pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareError> {
+/// unless one branch is faster by [`GAIN_MIN`], as it is with three equal workers: faster to compute,
+/// or with a `forecast` faster in all.
+pub(super) fn share(
+    work: Work<'_>,
+    wish: CfgSplit,
+    forecast: Option<&Forecast<'_>>,
+) -> Result<Sharing, ShareError> {
     let because = |(shares, _): Shared, reason: String| Ok(Sharing { shares, reason });
+    let apart = || split(work, forecast);
     match wish {
         CfgSplit::On if !work.guided => return Err(ShareError::NotGuided),
         CfgSplit::On if work.speeds.len() < 2 => return Err(ShareError::OneWorker),
-        CfgSplit::On => return because(split(work)?, "--cfg-split on was asked for".to_owned()),
+        CfgSplit::On => return because(apart()?, "--cfg-split on was asked for".to_owned()),
         CfgSplit::Off => return because(flat(work)?, "--cfg-split off was asked for".to_owned()),
         CfgSplit::Auto => {}
     }
@@ -73,13 +85,16 @@ pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareErro
     if !work.guided {
         return because(flat(work)?, "without guidance there is one prediction".to_owned());
     }
-    let (one, two) = match (flat(work), split(work)) {
+    let (one, two) = match (flat(work), apart()) {
         (Ok(one), Ok(two)) => (one, two),
         (one, Err(_)) => return because(one?, "two branches have too few rows".to_owned()),
         (Err(_), Ok(two)) => {
             return because(two, "one branch has too few rows for all workers".to_owned());
         }
     };
+    if let Some(forecast) = forecast {
+        return Ok(forecast_decides(forecast, one.0, two.0));
+    }
     let ratio = two.1 / one.1;
     if ratio > GAIN_MIN {
         let reason = format!(
@@ -96,6 +111,23 @@ pub(super) fn share(work: Work<'_>, wish: CfgSplit) -> Result<Sharing, ShareErro
     because(two, reason)
 }
 
+/// One branch or two, by their predicted seconds.
+fn forecast_decides(forecast: &Forecast<'_>, one: Vec<Share>, two: Vec<Share>) -> Sharing {
+    let [alone, apart] = [&one, &two].map(|shares| forecast.predict(shares).call_seconds);
+    if apart / alone > GAIN_MIN {
+        let reason = format!(
+            "every worker computes both predictions: a call is predicted to take {alone:.3} s, of \
+             two branches {apart:.3} s"
+        );
+        return Sharing { shares: one, reason };
+    }
+    let reason = format!(
+        "two branches, one for each prediction: a call is predicted to take {apart:.3} s, of one \
+         branch {alone:.3} s"
+    );
+    Sharing { shares: two, reason }
+}
+
 /// Shares, and when the last is done (for comparison with each other only).
 type Shared = (Vec<Share>, f64);
 
@@ -107,17 +139,24 @@ fn flat(work: Work<'_>) -> Result<Shared, BandError> {
 }
 
 /// The workers in two branches: the first half and the rest, so that workers that joined together
-/// stay together; or balanced by speed where that is faster by [`GAIN_MIN`].
-fn split(work: Work<'_>) -> Result<Shared, BandError> {
+/// stay together; or balanced by speed, or with a `forecast` such that slow links are between branches,
+/// where that is faster by [`GAIN_MIN`].
+fn split(work: Work<'_>, forecast: Option<&Forecast<'_>>) -> Result<Shared, BandError> {
     let all: Vec<usize> = (0..work.speeds.len()).collect();
     let (first, rest) = all.split_at(all.len() / 2);
-    let halves = branches(work, first, rest);
-    let [light, heavy] = balanced(work.speeds);
-    match (halves, branches(work, &light, &heavy)) {
-        (Ok(halves), Ok(balanced)) if halves.1 / balanced.1 < GAIN_MIN => Ok(halves),
-        (_, Ok(balanced)) => Ok(balanced),
-        (halves, Err(_)) => halves,
+    let mut best = branches(work, first, rest);
+    let near = forecast.map(|forecast| forecast.links.halves(work.speeds.len()));
+    for [negative, prompt] in [Some(balanced(work.speeds)), near].into_iter().flatten() {
+        let seconds = |(shares, computed): &Shared| {
+            forecast.map_or(*computed, |forecast| forecast.predict(shares).call_seconds)
+        };
+        best = match (best, branches(work, &negative, &prompt)) {
+            (Ok(best), Ok(other)) if seconds(&best) / seconds(&other) < GAIN_MIN => Ok(best),
+            (_, Ok(other)) => Ok(other),
+            (best, Err(_)) => best,
+        };
     }
+    best
 }
 
 fn branches(work: Work<'_>, negative: &[usize], prompt: &[usize]) -> Result<Shared, BandError> {
@@ -158,7 +197,7 @@ mod tests {
 
     fn parts(speeds: &[u64], units: u32, guided: bool, wish: CfgSplit) -> Vec<(Branch, u32)> {
         let work = Work { rows: 4 * units, unit: 4, guided, speeds };
-        let sharing = share(work, wish).unwrap();
+        let sharing = share(work, wish, None).unwrap();
         sharing.shares.iter().map(|share| (share.branch, share.band.rows / 4)).collect()
     }
 
@@ -199,7 +238,7 @@ mod tests {
     fn what_cannot_be_split_is_refused() {
         let refused = |count, guided| {
             let work = Work { rows: 32, unit: 4, guided, speeds: &vec![1; count] };
-            share(work, CfgSplit::On).unwrap_err()
+            share(work, CfgSplit::On, None).unwrap_err()
         };
         assert_eq!(refused(2, false), ShareError::NotGuided);
         assert_eq!(refused(1, true), ShareError::OneWorker);

@@ -5,8 +5,8 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::{
-    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, Parallelism,
-    Scheduler, Warmup, Wire,
+    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, ModelWork,
+    Parallelism, Scheduler, Warmup, Wire,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join,
@@ -128,10 +128,29 @@ fn request() -> impl Strategy<Value = JobRequest> {
     )
 }
 
+fn model_work() -> impl Strategy<Value = ModelWork> {
+    any::<([u64; 9], u32, u32)>().prop_map(|(counts, cell, sites)| {
+        let [fixed, text, each, cross, pair, values, edge, groups, held] = counts;
+        ModelWork {
+            cell,
+            fixed_flop: fixed,
+            text_flop: text,
+            cell_flop: each,
+            cross_flop: cross,
+            pair_flop: pair,
+            cell_values: values,
+            edge_values: edge,
+            groups,
+            sites,
+            held_values: held,
+        }
+    })
+}
+
 fn card() -> impl Strategy<Value = ModelCard> {
     let sizes = any::<(u32, u32, u32, (u32, u32), u64, (u32, u32))>();
-    (text(), text(), text(), dtype(), scheduler(), sizes).prop_map(
-        |(name, digest, family, dtype, scheduler, sizes)| {
+    (text(), text(), text(), dtype(), scheduler(), sizes, model_work()).prop_map(
+        |(name, digest, family, dtype, scheduler, sizes, work)| {
             let (latent_channels, vae_factor, row_unit, native, weight_bytes, most) = sizes;
             ModelCard {
                 name,
@@ -147,6 +166,7 @@ fn card() -> impl Strategy<Value = ModelCard> {
                 weight_bytes,
                 shards_max: most.0,
                 decode_bytes: most.1,
+                work,
             }
         },
     )

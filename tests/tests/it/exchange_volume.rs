@@ -1,7 +1,7 @@
 //! What crosses in one call of SDXL: the reference's scheme gives the table of the algorithm's section
 //! 6, ours, from the slot tables of the plans that workers are given, less.
 
-use protocol::job::{Dtype, JobSpec, Wire};
+use protocol::job::{Dtype, JobSpec, ModelWork, UNetShape, Wire};
 use protocol::plan::{Ask, Branch, Plan, SiteSpec, SlotTable, Stage};
 use tests::fixture;
 use tests::render::plan_of;
@@ -171,6 +171,64 @@ fn one_call_of_sdxl_beside_the_table_of_section_6() {
             // With two ranks in a branch there is one peer, and what is small crosses as f32.
             let fewer = if parts == split(4) { 1.002 } else { 0.995 };
             assert!(ours < fewer * reference, "{side}: {ours:.0} of {reference:.0}");
+        }
+    }
+}
+
+/// Bytes that land on the rank that most land on, from a model's work as the planner reads it.
+#[expect(clippy::cast_precision_loss, reason = "a few GB")]
+fn bytes_of_work(plan: &Plan, work: &ModelWork) -> f64 {
+    let columns = f64::from(plan.geometry.columns) / f64::from(work.cell);
+    let landing = |rank: protocol::Rank| {
+        let peers = plan.branch_of(rank).filter(move |peer| *peer != rank);
+        let bytes = peers.map(|peer| {
+            let rows = plan.member(peer).unwrap().band.rows;
+            let tokens = work.cells(rows, plan.geometry.columns) * work.cell_values as f64;
+            let edge = if peer.0.abs_diff(rank.0) == 1 { work.edge_values as f64 } else { 0.0 };
+            let small = columns * edge + 2.0 * work.groups as f64;
+            tokens * plan.spec.wire.bytes() as f64 + 4.0 * small
+        });
+        f64::from(plan.batch(rank)) * bytes.sum::<f64>()
+    };
+    plan.ranks().map(landing).fold(0.0, f64::max)
+}
+
+/// What cards say of a model is what its slot tables are made of, and what its loader built.
+#[test]
+fn a_models_work_gives_the_bytes_of_its_slot_tables() {
+    let checkpoint = tiny();
+    let work = checkpoint.card().work;
+    let bands = |site: &&SiteSpec| {
+        site.stage == Stage::Denoise && !matches!(site.ask, Ask::Summand | Ask::Sum)
+    };
+    assert_eq!(
+        usize::try_from(work.sites).unwrap(),
+        checkpoint.sites().iter().filter(bands).count()
+    );
+    let sdxl = UNetShape {
+        latent_channels: 4,
+        block_channels: &SDXL.channels,
+        down_attention: &[false, true, true],
+        up_attention: &[true, true, false],
+        transformer_layers: &[1, 2, 10],
+        layers_per_block: 2,
+        text_channels: 2048,
+        norm_groups: SDXL.groups,
+        time_channels: 320,
+        added_channels: Some(2816),
+    };
+    let case = fixture::case("single.json", "sdxl-ddim").spec();
+    let spec = JobSpec { width: 1024, height: 1024, wire: Wire::F16, guidance: 5.0, ..case };
+    let parts = [
+        vec![(Branch::Whole, 1)],
+        vec![(Branch::Whole, 3)],
+        vec![(Branch::Negative, 2), (Branch::Prompt, 3)],
+    ];
+    for parts in parts {
+        let plan = plan_of(&checkpoint, &spec, &parts);
+        for (work, sites) in [(work, checkpoint.sites()), (sdxl.work(), &Walk::unet(&SDXL)[..])] {
+            let (counted, table) = (bytes_of_work(&plan, &work), our_bytes(&plan, sites));
+            assert!((counted - table).abs() < 0.5, "{parts:?}: {counted} of {table}");
         }
     }
 }

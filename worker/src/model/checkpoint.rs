@@ -445,6 +445,7 @@ impl Facts<'_> {
             weight_bytes: 0,
             decode_bytes: small(self.vae.config().bytes_per_pixel()),
             shards_max: small(self.unet.config().shards_max()),
+            work: self.unet.config().work(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::model::Result;
 use crate::model::config::Config;
 use crate::model::nn::embedding::Sinusoid;
+use protocol::job::{ModelWork, UNetShape};
 use serde_json::{Value, json};
 
 /// What `UNet2DConditionModel`'s configuration says, as far as we support it.
@@ -47,6 +48,26 @@ impl UNetConfig {
         };
         let blocks = (0..self.heads.len()).filter(|block| attends(*block));
         blocks.map(|block| self.heads[block]).fold(self.norm_groups, usize::min)
+    }
+
+    /// What a call computes, exchanges and holds.
+    #[must_use]
+    pub fn work(&self) -> ModelWork {
+        let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let all = |values: &[usize]| values.iter().copied().map(small).collect::<Vec<_>>();
+        UNetShape {
+            latent_channels: small(self.channels),
+            block_channels: &all(&self.block_channels),
+            down_attention: &self.down_attention,
+            up_attention: &self.up_attention,
+            transformer_layers: &all(&self.transformer_layers),
+            layers_per_block: small(self.layers_per_block),
+            text_channels: small(self.text_channels),
+            norm_groups: small(self.norm_groups),
+            time_channels: small(self.time.channels),
+            added_channels: self.text_time.map(|(_, width)| small(width)),
+        }
+        .work()
     }
 
     /// Reads `unet/config.json`.
