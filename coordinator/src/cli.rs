@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod identity;
 mod probe;
 mod progress;
 mod rendered;
@@ -41,6 +42,14 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
+    /// Make a cluster's identity: its authority, and the keys of its coordinator and of a client.
+    Init(identity::InitArgs),
+    /// Make a token, by which a worker or a client becomes a member; list or revoke tokens.
+    Token(identity::TokenArgs),
+    /// Let a member in no more.
+    Revoke(identity::RevokeArgs),
+    /// Become a member as a client, by a token: for commands on another machine than the coordinator's.
+    Enroll(identity::EnrollArgs),
     /// Show a cluster's workers, model and jobs.
     Status(status::StatusArgs),
 }
@@ -56,6 +65,10 @@ pub fn run() -> ExitCode {
             Command::Bench(arguments) => bench::run(*arguments).await,
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Init(arguments) => identity::init(&arguments),
+            Command::Token(arguments) => identity::token(&arguments),
+            Command::Revoke(arguments) => identity::revoke(&arguments),
+            Command::Enroll(arguments) => identity::enroll(arguments).await,
         }
     });
     outcome.unwrap_or_else(|error| {

@@ -5,6 +5,7 @@ mod branches;
 mod decode;
 
 use self::branches::{Share, Sharing, Work};
+use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };

@@ -7,6 +7,7 @@ use crate::job::state::RunState;
 use crate::planner::{self, Placed, Wish};
 use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
 use bytes::Bytes;
+use protocol::identity::Fingerprint;
 use protocol::job::JobRequest;
 use protocol::message::{
     BandView, ClusterView, Event, JobView, Join, ToClient, ToCoordinator, ToWorker,
@@ -36,6 +37,7 @@ type Client = UnboundedSender<(ToClient, Bytes)>;
 pub(super) struct AdmitWorker {
     pub(super) join: Join,
     pub(super) peer: IpAddr,
+    pub(super) identity: Option<Fingerprint>,
     pub(super) out: UnboundedSender<ToWorker>,
 }
 
@@ -396,7 +398,7 @@ impl Handler<AdmitWorker> for Supervisor {
             return Err(Fault::new(FaultKind::ShuttingDown, "the coordinator is going away"));
         }
         let name = ask.join.name.clone();
-        let worker = self.registry.admit(ask.join, ask.peer)?;
+        let worker = self.registry.admit(ask.join, ask.peer, ask.identity)?;
         tracing::info!("{worker} ({name}) joined");
         self.leases.renew(worker, self.now());
         self.orders.insert(worker, ask.out);

@@ -1,6 +1,7 @@
 //! `worker join`.
 
 use super::EngineArgs;
+use super::identity::IdentityArgs;
 use crate::actor;
 use crate::engine::cores::Placement;
 use crate::engine::{Engine, EngineOptions, MemoryLeft};
@@ -23,12 +24,15 @@ pub(super) struct JoinArgs {
     #[arg(long, value_name = "HOST:PORT")]
     coordinator: String,
     /// Where other workers reach this one. The address 0.0.0.0 means: the one from which this
-    /// machine reaches the coordinator; port 0 means: any free one.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
-    listen: SocketAddr,
+    /// machine reaches the coordinator; port 0 means: any free one [default: 0.0.0.0:0, with
+    /// --insecure 127.0.0.1:0].
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
     /// What logs and status call this worker [default: host name and process number].
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    identity: IdentityArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// The memory that this worker may take of its machine's, or of its GPU's, such as 12GiB or 900MiB
@@ -60,8 +64,12 @@ pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     check_address(&arguments.coordinator)?;
-    let endpoint = Endpoint::bind(arguments.listen).await.with_context(|| {
-        format!("cannot listen on {} (give another address with --listen)", arguments.listen)
+    let identity = &arguments.identity;
+    let listen = identity.listen(arguments.listen)?;
+    let (address, name) = (arguments.coordinator, arguments.name);
+    let security = identity.security(&address, name.as_deref()).await?;
+    let endpoint = Endpoint::bind(listen, security.clone()).await.with_context(|| {
+        format!("cannot listen on {listen} (give another address with --listen)")
     })?;
     let options = arguments.engine.options();
     let engine = load(options).await?;
@@ -76,7 +84,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let about = Join {
-        name: arguments.name.unwrap_or_else(own_name),
+        name: name.unwrap_or_else(own_name),
         listen: endpoint.address(),
         model: engine.card().clone(),
         threads,
@@ -99,7 +107,8 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         let (free, device) = (mib(about.free_bytes), engine.kernels());
         tracing::info!("resident: {resident} MiB; free on {device}: {free} MiB");
     }
-    Err(actor::join(&arguments.coordinator, about, engine, endpoint).await.into())
+    let coordinator = actor::Coordinator { address, security };
+    Err(actor::join(&coordinator, about, engine, endpoint).await.into())
 }
 
 /// Bytes that it may still take, of what the machine or its GPU has left, having loaded its model.
