@@ -8,7 +8,7 @@ use protocol::job::JobRequest;
 use protocol::message::{ClusterView, FromClient, Role, ToClient};
 use protocol::tls::Security;
 use protocol::transport::connection::{Reading, Writing};
-use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
+use protocol::transport::stream::{FrameReader, FrameWriter};
 use protocol::{Fault, JobId};
 use std::fmt;
 use std::time::Duration;
@@ -90,12 +90,14 @@ impl Client {
         let mut reader = FrameReader::new(connection.reading, Limits::CONTROL);
         let mut writer = FrameWriter::new(connection.writing, Limits::NO_PAYLOAD);
         writer.send(&hello(Role::Client), &[]).await.map_err(|error| absent(&error))?;
-        let frame = reader.next_frame().await.map_err(|error| match error {
-            StreamError::Io(error) => absent(&error),
-            // A handshake's alert, most likely.
-            _ => absent(&"it does not speak plain text: leave --insecure out"),
-        })?;
-        let frame = frame.ok_or_else(|| absent(&"it closed the connection"))?;
+        let secured = || match security {
+            Security::Insecure => "; if it was started with an identity, leave --insecure out",
+            Security::Mutual(_) => "",
+        };
+        let frame = reader.next_frame().await;
+        let frame = frame.map_err(|error| absent(&format!("{error}{}", secured())))?;
+        let closed = || absent(&format!("it closed the connection{}", secured()));
+        let frame = frame.ok_or_else(closed)?;
         read_greeting(&frame.body)?;
         Ok(Self { address: address.clone(), reader, writer })
     }

@@ -4,6 +4,7 @@ mod bench;
 mod device;
 mod ending;
 mod exact;
+mod identity;
 mod membership;
 mod memory;
 mod output;

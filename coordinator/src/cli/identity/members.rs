@@ -47,10 +47,8 @@ pub(crate) struct RevokeArgs {
 pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder.find()?;
     let authority = folder.init(&own_name())?;
-    let option = arguments
-        .identity
-        .as_ref()
-        .map_or_else(String::new, |folder| format!(" --identity {}", folder.display()));
+    let given = arguments.folder.identity.as_ref();
+    let option = given.map_or_else(String::new, |at| format!(" --identity {}", at.display()));
     say(&format!(
         "made the cluster {} in {}\n\
          \n\
