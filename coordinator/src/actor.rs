@@ -3,9 +3,12 @@
 pub mod session;
 pub mod supervisor;
 
+use crate::identity::Access;
 use actix::{Actor, Addr};
+use session::Door;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use supervisor::Supervisor;
 use tokio::net::TcpListener;
 
@@ -22,16 +25,20 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Starts a coordinator that listens on `address`; port 0 takes a free one. Must be called
-    /// inside an actix system.
+    /// Starts a coordinator that listens on `address`, where port 0 takes a free one, and lets those
+    /// in that `access` does. Must be called inside an actix system.
     ///
     /// # Errors
     /// If the address cannot be listened on.
-    pub async fn start(address: &str) -> std::io::Result<Self> {
+    pub async fn start(address: &str, access: Access) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let supervisor = Supervisor::new().start();
-        actix::spawn(session::accept(listener, supervisor.clone()));
+        if let Access::Members(keeper) = &access {
+            actix::spawn(Arc::clone(keeper).follow());
+        }
+        let door = Arc::new(Door::new(supervisor.clone(), access));
+        actix::spawn(session::accept(listener, door));
         Ok(Self { address, supervisor })
     }
 

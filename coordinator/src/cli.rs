@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod netcheck;
 mod predict;
+mod identity;
 mod probe;
 mod progress;
 mod rendered;
@@ -47,6 +48,14 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Measure the links between a cluster's workers, over every fabric that they share.
     Netcheck(netcheck::NetcheckArgs),
+    /// Make a cluster's identity: its authority, and the keys of its coordinator and of a client.
+    Init(identity::InitArgs),
+    /// Make a token, by which a worker or a client becomes a member; list or revoke tokens.
+    Token(identity::TokenArgs),
+    /// Let a member in no more.
+    Revoke(identity::RevokeArgs),
+    /// Become a member as a client, by a token: for commands on another machine than the coordinator's.
+    Enroll(identity::EnrollArgs),
     /// Show a cluster's workers, model and jobs.
     Status(status::StatusArgs),
 }
@@ -64,6 +73,10 @@ pub fn run() -> ExitCode {
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Netcheck(arguments) => netcheck::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Init(arguments) => identity::init(&arguments),
+            Command::Token(arguments) => identity::token(&arguments),
+            Command::Revoke(arguments) => identity::revoke(&arguments),
+            Command::Enroll(arguments) => identity::enroll(arguments).await,
         }
     });
     outcome.unwrap_or_else(|error| {

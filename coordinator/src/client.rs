@@ -3,14 +3,16 @@
 use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{hello, read_greeting};
+use protocol::identity;
 use protocol::job::JobRequest;
 use protocol::message::{ClusterView, FromClient, Role, ToClient};
 use protocol::plan::Fabric;
+use protocol::tls::Security;
+use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter};
 use protocol::{Fault, JobId};
+use std::fmt;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 /// How long a coordinator may take to answer: it greets before it does anything else.
@@ -43,45 +45,65 @@ pub enum ClientError {
     },
 }
 
+/// Where a coordinator is, and how to call it.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// How this process and the coordinator prove who they are.
+    pub security: Security,
+}
+
 /// A connection to a coordinator.
-#[derive(Debug)]
 pub struct Client {
     address: String,
-    reader: FrameReader<OwnedReadHalf>,
-    writer: FrameWriter<OwnedWriteHalf>,
+    reader: FrameReader<Reading>,
+    writer: FrameWriter<Writing>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.address)
+    }
 }
 
 impl Client {
-    /// Connects to the coordinator at `address` (`HOST:PORT`).
+    /// Connects to a coordinator.
     ///
     /// # Errors
     /// If nobody answers within [`PATIENCE`], or the coordinator is of another release.
-    pub async fn connect(address: &str) -> Result<Self, ClientError> {
-        let absent = |cause: String| ClientError::Absent { address: address.to_owned(), cause };
-        match timeout(PATIENCE, Self::greet(address)).await {
+    pub async fn connect(to: &Destination) -> Result<Self, ClientError> {
+        let absent = |cause: String| ClientError::Absent { address: to.address.clone(), cause };
+        match timeout(PATIENCE, Self::greet(to)).await {
             Ok(connected) => connected,
             Err(_) => Err(absent(format!("no answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    async fn greet(address: &str) -> Result<Self, ClientError> {
-        let absent = |cause: &dyn std::fmt::Display| ClientError::Absent {
-            address: address.to_owned(),
+    async fn greet(to: &Destination) -> Result<Self, ClientError> {
+        let Destination { address, security } = to;
+        let absent = |cause: &dyn fmt::Display| ClientError::Absent {
+            address: address.clone(),
             cause: cause.to_string(),
         };
-        let stream = TcpStream::connect(address).await.map_err(|error| absent(&error))?;
-        stream.set_nodelay(true).map_err(|error| absent(&error))?;
-        let (read, write) = stream.into_split();
-        let mut reader = FrameReader::new(read, Limits::CONTROL);
-        let mut writer = FrameWriter::new(write, Limits::NO_PAYLOAD);
+        let connected = security.connect(address, identity::Role::Coordinator).await;
+        let connection = connected.map_err(|error| absent(&error))?;
+        let mut reader = FrameReader::new(connection.reading, Limits::CONTROL);
+        let mut writer = FrameWriter::new(connection.writing, Limits::NO_PAYLOAD);
         writer.send(&hello(Role::Client), &[]).await.map_err(|error| absent(&error))?;
-        let frame = reader.next_frame().await.map_err(|error| absent(&error))?;
-        let frame = frame.ok_or_else(|| absent(&"it closed the connection"))?;
+        let secured = || match security {
+            Security::Insecure => "; if it was started with an identity, leave --insecure out",
+            Security::Mutual(_) => "",
+        };
+        let frame = reader.next_frame().await;
+        let frame = frame.map_err(|error| absent(&format!("{error}{}", secured())))?;
+        let closed = || absent(&format!("it closed the connection{}", secured()));
+        let frame = frame.ok_or_else(closed)?;
         read_greeting(&frame.body)?;
-        Ok(Self { address: address.to_owned(), reader, writer })
+        Ok(Self { address: address.clone(), reader, writer })
     }
 
-    fn lost(&self, cause: &dyn std::fmt::Display) -> ClientError {
+    fn lost(&self, cause: &dyn fmt::Display) -> ClientError {
         ClientError::Lost { address: self.address.clone(), cause: cause.to_string() }
     }
 

@@ -3,3 +3,4 @@
 pub mod failure;
 pub mod netcheck;
 pub mod registry;
+pub mod trust;

@@ -7,6 +7,7 @@ pub mod actor;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod identity;
 pub mod job;
 pub mod launch;
 pub mod output;

@@ -13,6 +13,7 @@ pub use self::pairs::{Cluster, LinkSpeed, Links, Pairs};
 
 use self::branches::{Sharing, Work};
 use self::cost::{Forecast, Image};
+use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
 };

@@ -22,6 +22,8 @@ pub use token::{Token, TokenFormatError, TokenId};
 pub use tokens::{Terms, TokenError, TokenRecord, Tokens};
 
 use hex::hex_bytes;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use x509_parser::certificate::X509Certificate;
@@ -132,6 +134,15 @@ impl PeerIdentity {
         let name = name.and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned();
         let expires = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
         Ok(Self { fingerprint: Fingerprint::of(certificate.public_key().raw), role, name, expires })
+    }
+
+    /// As [`Self::read`], of the first certificate in PEM.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn of_pem(certificates: &str) -> Result<Self, IdentityError> {
+        let first = CertificateDer::from_pem_slice(certificates.as_bytes());
+        Self::read(&first.map_err(|_| IdentityError::NoCertificate)?)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Their owner alone may read them, from the moment they are made; one that others can read is
 //! refused, as its secret may be out.
 
+use crate::identity::Credentials;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -74,4 +75,31 @@ pub fn read(path: &Path) -> io::Result<String> {
 
 fn named(what: &str, path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+/// Writes credentials to `NAME.key` and `NAME.pem` in `folder`, which must be there.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn store(folder: &Path, name: &str, credentials: &Credentials) -> io::Result<()> {
+    // The certificate last: credentials are there once it is.
+    write(&folder.join(format!("{name}.key")), credentials.key())?;
+    write(&folder.join(format!("{name}.pem")), credentials.certificates())
+}
+
+/// The credentials in `NAME.key` and `NAME.pem` of `folder`; None if there are none.
+///
+/// # Errors
+/// If they cannot be read, others can read them, or they are damaged.
+pub fn load(folder: &Path, name: &str) -> io::Result<Option<Credentials>> {
+    let (key, certificates) =
+        (folder.join(format!("{name}.key")), folder.join(format!("{name}.pem")));
+    if !certificates.try_exists()? {
+        return Ok(None);
+    }
+    let credentials = Credentials::from_pem(&read(&certificates)?, &read(&key)?);
+    credentials.map(Some).map_err(|error| {
+        let cause = format!("{} and {}: {error}", certificates.display(), key.display());
+        io::Error::new(io::ErrorKind::InvalidData, cause)
+    })
 }

@@ -43,6 +43,8 @@ pub fn command(name: &str) -> Command {
     let mut command = Command::new(binaries().join(name));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
+    // Whoever runs the tests may be a member of a cluster: no test is.
+    command.env_remove("TESSERA_TOKEN").env("TESSERA_IDENTITY", "/nonexistent");
     command
 }
 
@@ -83,7 +85,8 @@ pub fn options(spec: &JobSpec) -> Vec<String> {
     options
 }
 
-/// A coordinator and its workers, each with one compute thread, on free ports of this machine.
+/// A coordinator and its workers, each with one compute thread, on free ports of this machine. They are
+/// what `--insecure` makes them, but with [`Self::secure`].
 #[derive(Debug)]
 pub struct Cluster {
     /// Where the coordinator listens.
@@ -92,6 +95,8 @@ pub struct Cluster {
     pub coordinator: Process,
     /// The workers' processes, in the order they were started.
     pub workers: Vec<Process>,
+    /// How its commands are told who they are.
+    pub identity: Vec<String>,
 }
 
 impl Cluster {
@@ -104,7 +109,8 @@ impl Cluster {
         let address = free_address().to_string();
         let coordinator = serve(&address);
         let workers = (0..workers).map(|_| join(&address)).collect();
-        let cluster = Self { address, coordinator, workers };
+        let identity = vec!["--insecure".to_owned()];
+        let cluster = Self { address, coordinator, workers, identity };
         cluster.wait_for_workers(cluster.workers.len());
         cluster
     }
@@ -112,7 +118,9 @@ impl Cluster {
     /// What `coordinator status --json` says; null while nobody answers.
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
-        let output = coordinator(&["status", "--json", "--coordinator", &self.address]);
+        let mut status = command("coordinator");
+        status.args(["status", "--json", "--coordinator", &self.address]).args(&self.identity);
+        let output = status.output().expect("the coordinator starts");
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
@@ -128,15 +136,67 @@ impl Cluster {
     /// Starts `submit` on this cluster with these further arguments.
     #[must_use]
     pub fn submit(&self, arguments: &[&str]) -> Process {
-        let to = ["submit", "--coordinator", &self.address];
-        Process::start("coordinator", &[&to, arguments].concat())
+        let mut submit = command("coordinator");
+        submit.args(["submit", "--coordinator", &self.address]).args(&self.identity);
+        Process::spawn(submit.args(arguments))
     }
+
+    /// Starts a cluster with identities in `folder`, and waits until all workers have joined by tokens.
+    ///
+    /// # Panics
+    /// If they do not.
+    #[must_use]
+    pub fn secure(folder: &Path, workers: usize) -> Self {
+        let identity = vec!["--identity".to_owned(), folder.display().to_string()];
+        let _next = succeed(&["init", &identity[0], &identity[1]]);
+        let address = free_address().to_string();
+        let serve = ["serve", "--listen", &address, &identity[0], &identity[1]];
+        let coordinator = Process::start("coordinator", &serve);
+        coordinator.wait_for("listening on");
+        let mut cluster = Self { address, coordinator, workers: Vec::new(), identity };
+        for number in 0..workers {
+            let (token, kept) = (cluster.token(&[]), folder.join(format!("worker-{number}")));
+            let worker = join_as(&cluster.address, &kept, &["--token", &token]);
+            cluster.workers.push(worker);
+            cluster.wait_for_workers(number + 1); // so that they have joined in order
+        }
+        cluster
+    }
+
+    /// A token of a cluster with identities, made with these arguments.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn token(&self, arguments: &[&str]) -> String {
+        let identity = [&*self.identity[0], &self.identity[1]];
+        succeed(&[&["token"], &identity[..], arguments].concat()).trim().to_owned()
+    }
+}
+
+/// Runs `coordinator` with these arguments and gives what it prints.
+///
+/// # Panics
+/// If it fails.
+#[must_use]
+pub fn succeed(arguments: &[&str]) -> String {
+    let output = coordinator(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Starts a worker with one compute thread and its identity in `folder`.
+#[must_use]
+pub fn join_as(address: &str, folder: &Path, arguments: &[&str]) -> Process {
+    let mut worker = command("worker");
+    worker.args(["join", "--coordinator", address, "--listen", "127.0.0.1:0", "--threads", "1"]);
+    Process::spawn(worker.arg("--identity").arg(folder).args(arguments))
 }
 
 /// Starts a coordinator that listens on `address`.
 #[must_use]
 pub fn serve(address: &str) -> Process {
-    let process = Process::start("coordinator", &["serve", "--listen", address]);
+    let process = Process::start("coordinator", &["serve", "--insecure", "--listen", address]);
     process.wait_for("listening on");
     process
 }
@@ -144,7 +204,7 @@ pub fn serve(address: &str) -> Process {
 /// Starts a worker with one compute thread for the coordinator at `address`.
 #[must_use]
 pub fn join(address: &str) -> Process {
-    let listen = ["--listen", "127.0.0.1:0", "--threads", "1"];
+    let listen = ["--insecure", "--listen", "127.0.0.1:0", "--threads", "1"];
     Process::start("worker", &[&["join", "--coordinator", address][..], &listen].concat())
 }
 

@@ -6,7 +6,7 @@
 mod session;
 mod supervisor;
 
-pub use session::{SessionError, join};
+pub use session::{Coordinator, SessionError, join};
 
 use std::future::Future;
 

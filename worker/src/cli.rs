@@ -1,5 +1,6 @@
 //! The `worker` command.
 
+mod identity;
 mod info;
 mod join;
 

@@ -4,35 +4,80 @@ use super::supervisor::{
     AdmitWorker, ClientLeft, MeasureLinks, ReadCluster, Submit, Supervisor, WorkerLeft, WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
+use crate::identity::{Access, Keeper};
 use actix::Addr;
 use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::read_hello;
-use protocol::message::{FromClient, Greeting, Join, Role, ToClient, ToCoordinator, ToWorker};
+use protocol::identity::{self, PeerIdentity, Strangers};
+use protocol::message::{
+    Enrolment, FromClient, Greeting, Join, Role, ToClient, ToCoordinator, ToWorker,
+};
+use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
 use protocol::{Fault, FaultKind, WorkerId};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 /// How long a caller may take to say who it is: a worker or a command says it at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How long to wait after a failed accept: out of file descriptors, say, which others may free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How many callers may be connected that have not said who they are: a quarter of the largest
+/// cluster's workers at once, after which the others call again.
+const STRANGERS_MAX: usize = 256;
 
-type Reader = FrameReader<OwnedReadHalf>;
-type Writer = FrameWriter<OwnedWriteHalf>;
+type Reader = FrameReader<Reading>;
+type Writer = FrameWriter<Writing>;
+
+/// What every connection meets.
+#[derive(Debug)]
+pub(super) struct Door {
+    supervisor: Addr<Supervisor>,
+    access: Access,
+    strangers: Mutex<Strangers>,
+    opened: Instant,
+}
+
+impl Door {
+    pub(super) fn new(supervisor: Addr<Supervisor>, access: Access) -> Self {
+        Self { supervisor, access, strangers: Mutex::default(), opened: Instant::now() }
+    }
+
+    /// Logs that a caller was refused, once for each address and reason.
+    fn refused(&self, peer: SocketAddr, reason: &str) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = strangers.refuse(peer.ip(), reason, self.opened.elapsed()) {
+            tracing::warn!("{line}");
+        }
+    }
+}
 
 /// Serves every caller on its own task.
-pub(super) async fn accept(listener: TcpListener, supervisor: Addr<Supervisor>) {
+pub(super) async fn accept(listener: TcpListener, door: Arc<Door>) {
+    let unknown = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                actix::spawn(serve(stream, peer, supervisor.clone()));
+                let Ok(permit) = Arc::clone(&unknown).try_acquire_owned() else {
+                    door.refused(peer, "too many callers at once have not said who they are");
+                    continue;
+                };
+                let door = Arc::clone(&door);
+                actix::spawn(async move {
+                    let greeted = greet(stream, &door).await;
+                    drop(permit);
+                    match greeted {
+                        Ok(caller) => serve(caller, peer, &door).await,
+                        Err(reason) => door.refused(peer, &reason),
+                    }
+                });
             }
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
@@ -42,71 +87,145 @@ pub(super) async fn accept(listener: TcpListener, supervisor: Addr<Supervisor>) 
     }
 }
 
+/// A caller that has said what it is, and may be that.
+struct Caller {
+    reader: Reader,
+    writer: Writer,
+    identity: Option<PeerIdentity>,
+    role: Role,
+}
+
+/// Hears who calls, or tells why it is refused.
+async fn greet(stream: TcpStream, door: &Door) -> Result<Caller, String> {
+    let accepted = door.access.security().accept_enrolling(stream).await;
+    let connection = accepted.map_err(|error| error.to_string())?;
+    let mut reader = FrameReader::new(connection.reading, Limits::GREETING);
+    let mut writer = FrameWriter::new(connection.writing, Limits::CONTROL);
+    let frame = match timeout(HELLO_PATIENCE, reader.next_frame()).await {
+        Err(_) => return Err(format!("it said nothing within {HELLO_PATIENCE:?}")),
+        Ok(Ok(None)) => return Err("it hung up without a word".to_owned()),
+        Ok(Err(_)) => return Err("it said nothing that a Tessera process says".to_owned()),
+        Ok(Ok(Some(frame))) => frame,
+    };
+    let identity = connection.identity;
+    let hello = read_hello(&frame.body)
+        .and_then(|hello| authorise(&door.access, identity.as_ref(), &hello.role).map(|()| hello));
+    match hello {
+        Ok(hello) => Ok(Caller { reader, writer, identity, role: hello.role }),
+        Err(fault) => {
+            refuse(&mut writer, &fault).await.ok(); // gone already: as good
+            Err(fault.cause)
+        }
+    }
+}
+
+/// Whether a caller with this identity may be what it says.
+fn authorise(access: &Access, identity: Option<&PeerIdentity>, role: &Role) -> Result<(), Fault> {
+    let unauthorised = |cause: &str| Err(Fault::new(FaultKind::Unauthorised, cause));
+    let keeper = match (access, role) {
+        (Access::Insecure, Role::Enrol(_)) => {
+            return unauthorised("this coordinator was started with --insecure: it has no tokens");
+        }
+        (Access::Insecure, Role::Worker(_) | Role::Client) => return Ok(()),
+        (Access::Members(_), Role::Enrol(_)) => return Ok(()),
+        (Access::Members(keeper), Role::Worker(_) | Role::Client) => keeper,
+    };
+    let Some(identity) = identity else {
+        return unauthorised("it shows no certificate, which all but newcomers with a token must");
+    };
+    let role = match role {
+        Role::Worker(_) => identity::Role::Worker,
+        Role::Client | Role::Enrol(_) => identity::Role::Client,
+    };
+    keeper.check(identity, role)
+}
+
+async fn refuse(writer: &mut Writer, fault: &Fault) -> Result<(), StreamError> {
+    writer.send(&Greeting::Refused(fault.clone()), &[]).await?;
+    writer.close().await
+}
+
+/// Why a session ended other than by the caller's leaving.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("{0}")]
+    Revoked(Fault),
+}
+
 /// What breaks one connection never reaches another.
-async fn serve(stream: TcpStream, peer: SocketAddr, supervisor: Addr<Supervisor>) {
-    if let Err(error) = converse(stream, peer, supervisor).await {
+async fn serve(caller: Caller, peer: SocketAddr, door: &Door) {
+    let Caller { mut reader, mut writer, identity, role } = caller;
+    let ended = match role {
+        Role::Worker(join) => {
+            reader.set_limits(Limits::CONTROL);
+            serve_worker((reader, writer), peer, (*join, identity), door).await
+        }
+        Role::Client => {
+            reader.set_limits(Limits::NO_PAYLOAD);
+            serve_client((reader, writer), identity, door).await
+        }
+        Role::Enrol(enrolment) => {
+            let Access::Members(keeper) = &door.access else { return };
+            enrol(&mut writer, peer, (keeper, &enrolment), door).await.map_err(SessionError::from)
+        }
+    };
+    if let Err(error) = ended {
         tracing::warn!("the session with {peer} ended: {error}");
     }
 }
 
-async fn converse(
-    stream: TcpStream,
+/// Gives a newcomer its certificate, if its token is worth one.
+async fn enrol(
+    writer: &mut Writer,
     peer: SocketAddr,
-    supervisor: Addr<Supervisor>,
+    (keeper, enrolment): (&Keeper, &Enrolment),
+    door: &Door,
 ) -> Result<(), StreamError> {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!("{peer}: no TCP_NODELAY: {error}");
-    }
-    let (read, write) = stream.into_split();
-    let mut reader = FrameReader::new(read, Limits::GREETING);
-    let mut writer = FrameWriter::new(write, Limits::CONTROL);
-    let Ok(frame) = timeout(HELLO_PATIENCE, reader.next_frame()).await else {
-        tracing::warn!("{peer} said nothing within {HELLO_PATIENCE:?}");
-        return Ok(());
-    };
-    let Some(frame) = frame? else { return Ok(()) };
-    let hello = match read_hello(&frame.body) {
-        Ok(hello) => hello,
-        Err(fault) => return refuse(&mut writer, peer, fault).await,
-    };
-    match hello.role {
-        Role::Worker(join) => {
-            reader.set_limits(Limits::CONTROL);
-            serve_worker((reader, writer), peer, *join, supervisor).await
+    match keeper.enrol(enrolment) {
+        Ok((identity, certificates)) => {
+            tracing::info!("{identity} is a member now, by token {}", enrolment.token.id);
+            writer.send(&Greeting::Enrolled { certificates }, &[]).await?;
+            writer.close().await
         }
-        Role::Client => {
-            reader.set_limits(Limits::NO_PAYLOAD);
-            serve_client(reader, writer, supervisor).await
+        Err(fault) => {
+            door.refused(peer, &fault.cause);
+            refuse(writer, &fault).await
         }
     }
-}
-
-async fn refuse(writer: &mut Writer, peer: SocketAddr, fault: Fault) -> Result<(), StreamError> {
-    tracing::warn!("refused {peer}: {fault}");
-    writer.send(&Greeting::Refused(fault), &[]).await?;
-    writer.close().await
 }
 
 async fn serve_worker(
     (mut reader, mut writer): (Reader, Writer),
     peer: SocketAddr,
-    join: Join,
-    supervisor: Addr<Supervisor>,
-) -> Result<(), StreamError> {
+    (join, identity): (Join, Option<PeerIdentity>),
+    door: &Door,
+) -> Result<(), SessionError> {
     let (out, orders) = mpsc::unbounded_channel();
-    let admitted = supervisor.send(AdmitWorker { join, peer: peer.ip(), out }).await;
+    let fingerprint = identity.as_ref().map(|identity| identity.fingerprint);
+    let ask = AdmitWorker { join, peer: peer.ip(), identity: fingerprint, out };
+    let admitted = door.supervisor.send(ask).await;
     let worker = match admitted.unwrap_or_else(|_| Err(shutting_down())) {
         Ok(worker) => worker,
-        Err(fault) => return refuse(&mut writer, peer, fault).await,
+        Err(fault) => {
+            tracing::warn!("refused {peer}: {fault}");
+            return Ok(refuse(&mut writer, &fault).await?);
+        }
     };
     let lease_ms = u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX);
     let ended = async {
         writer.send(&Greeting::Welcome { worker, lease_ms }, &[]).await?;
-        command_worker((&mut reader, &mut writer), worker, orders, &supervisor).await
+        let commanding =
+            command_worker((&mut reader, &mut writer), worker, orders, &door.supervisor);
+        tokio::select! {
+            ended = commanding => Ok(ended?),
+            fault = door.access.revoked(identity.as_ref()) => Err(SessionError::Revoked(fault)),
+        }
     }
     .await;
     let cause = ended.as_ref().err().map_or_else(String::new, ToString::to_string);
-    supervisor.do_send(WorkerLeft { worker, cause });
+    door.supervisor.do_send(WorkerLeft { worker, cause });
     writer.close().await.ok();
     ended
 }
@@ -135,15 +254,17 @@ async fn command_worker(
 }
 
 async fn serve_client(
-    mut reader: Reader,
-    mut writer: Writer,
-    supervisor: Addr<Supervisor>,
-) -> Result<(), StreamError> {
+    (mut reader, mut writer): (Reader, Writer),
+    identity: Option<PeerIdentity>,
+    door: &Door,
+) -> Result<(), SessionError> {
     static CLIENTS: AtomicU64 = AtomicU64::new(0);
     let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
+    let supervisor = &door.supervisor;
     let (out, mut events) = mpsc::unbounded_channel::<(ToClient, Bytes)>();
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
+    let mut revoked = pin!(door.access.revoked(identity.as_ref()));
     let ended = async {
         loop {
             tokio::select! {
@@ -161,6 +282,7 @@ async fn serve_client(
                     None => return Ok(()),
                 },
                 Some((message, payload)) = events.recv() => writer.send(&message, &payload).await?,
+                fault = &mut revoked => return Err(SessionError::Revoked(fault)),
             }
         }
     }

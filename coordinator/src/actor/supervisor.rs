@@ -8,6 +8,7 @@ use crate::job::state::RunState;
 use crate::planner::{self, Placed, Wish, fabrics};
 use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
 use bytes::Bytes;
+use protocol::identity::Fingerprint;
 use protocol::job::JobRequest;
 use protocol::message::{
     BandView, ClusterView, Event, JobView, Join, LinkView, MeasuredLink, ToClient, ToCoordinator,
@@ -38,6 +39,7 @@ type Client = UnboundedSender<(ToClient, Bytes)>;
 pub(super) struct AdmitWorker {
     pub(super) join: Join,
     pub(super) peer: IpAddr,
+    pub(super) identity: Option<Fingerprint>,
     pub(super) out: UnboundedSender<ToWorker>,
 }
 
@@ -505,7 +507,7 @@ impl Handler<AdmitWorker> for Supervisor {
             return Err(Fault::new(FaultKind::ShuttingDown, "the coordinator is going away"));
         }
         let name = ask.join.name.clone();
-        let worker = self.registry.admit(ask.join, ask.peer)?;
+        let worker = self.registry.admit(ask.join, ask.peer, ask.identity)?;
         tracing::info!("{worker} ({name}) joined");
         self.leases.renew(worker, self.now());
         self.orders.insert(worker, ask.out);

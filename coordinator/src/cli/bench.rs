@@ -4,6 +4,7 @@ use super::cluster::ClusterArgs;
 use super::rendered::{Rendered, render};
 use super::request::RequestArgs;
 use super::{human_bytes, whole};
+use crate::client::Destination;
 use protocol::job::{CfgSplit, JobRequest, Mode};
 use serde_json::json;
 use std::io::{self, Write as _};
@@ -34,8 +35,8 @@ struct Way {
 
 pub(super) async fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
     let request = arguments.request.request(arguments.cluster.local(), false);
-    let work = async |address: &str| {
-        let ways = measure(request, arguments.rounds.get(), address).await?;
+    let work = async |to: &Destination| {
+        let ways = measure(request, arguments.rounds.get(), to).await?;
         let text = if arguments.json { format!("{}\n", json_of(&ways)) } else { table(&ways) };
         match io::stdout().write_all(text.as_bytes()) {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -46,13 +47,13 @@ pub(super) async fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Renders the image on one worker, and on all, each way as often as the others and by turns.
-async fn measure(asked: JobRequest, rounds: u16, address: &str) -> anyhow::Result<Vec<Way>> {
+async fn measure(asked: JobRequest, rounds: u16, to: &Destination) -> anyhow::Result<Vec<Way>> {
     let mut ways = ways(&asked);
     for round in 1..=rounds {
         for place in 0.. {
             let Some(way) = ways.get_mut(place) else { break };
             let what = format!("{} ({round} of {rounds})", way.name);
-            let rendered = render(&what, way.request.clone(), address).await?;
+            let rendered = render(&what, way.request.clone(), to).await?;
             if place > 0 && rendered.workers < 2 {
                 // One worker is all there is: what follows would be the same again.
                 ways.truncate(1);

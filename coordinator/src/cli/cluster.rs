@@ -1,9 +1,11 @@
 //! Where a command's jobs are rendered: on a cluster, or by workers started for it.
 
+use super::identity::IdentityArgs;
 use super::request::RequestArgs;
 use super::{ADDRESS_DEFAULT, INTERRUPTED, TERMINATED};
-use crate::client::ClientError;
+use crate::client::{ClientError, Destination};
 use crate::launch::local::{LocalCluster, LocalDevice, LocalWorkers};
+use anyhow::bail;
 use protocol::FaultKind;
 use std::num::NonZeroU16;
 use std::process::ExitCode;
@@ -22,6 +24,8 @@ pub(super) struct ClusterArgs {
     /// The coordinator to submit to.
     #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT, conflicts_with = "local")]
     coordinator: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Compute threads of each local worker [default: this machine's cores shared out].
     #[arg(long, value_name = "N", requires = "local")]
     threads: Option<NonZeroU16>,
@@ -36,21 +40,26 @@ impl ClusterArgs {
         self.local.map(NonZeroU16::get)
     }
 
-    /// Does `work` with the coordinator's address, until it is done or a signal or a local worker's
+    /// Does `work` with the coordinator, until it is done or a signal or a local worker's
     /// death ends it; then stops what was started for it.
     pub(super) async fn run(
         &self,
         request: &RequestArgs,
-        work: impl AsyncFnOnce(&str) -> anyhow::Result<()>,
+        work: impl AsyncFnOnce(&Destination) -> anyhow::Result<()>,
     ) -> anyhow::Result<ExitCode> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        if self.local.is_some() && self.identity.given() {
+            bail!("--local needs no identity: leave --identity and --insecure out");
+        }
         let mut cluster = match self.local {
             Some(count) => Some(LocalCluster::start(&self.local_workers(request, count)).await?),
             None => None,
         };
-        let address =
-            cluster.as_ref().map_or_else(|| self.coordinator.clone(), |c| c.address().to_string());
+        let destination = match &cluster {
+            Some(cluster) => cluster.destination(),
+            None => self.identity.destination(&self.coordinator).await?,
+        };
         let outcome = {
             let worker_died = async {
                 match &mut cluster {
@@ -59,7 +68,7 @@ impl ClusterArgs {
                 }
             };
             tokio::select! {
-                done = work(&address) => done.map(|()| ExitCode::SUCCESS),
+                done = work(&destination) => done.map(|()| ExitCode::SUCCESS),
                 died = worker_died => Err(died.into()),
                 _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
                 _ = terminate.recv() => Ok(ExitCode::from(TERMINATED)),

@@ -1,6 +1,7 @@
 //! `coordinator netcheck`.
 
 use super::ADDRESS_DEFAULT;
+use super::identity::IdentityArgs;
 use crate::client::Client;
 use protocol::WorkerId;
 use protocol::message::{ClusterView, MeasuredLink, ToClient};
@@ -14,6 +15,8 @@ pub(super) struct NetcheckArgs {
     /// The coordinator to ask.
     #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT)]
     coordinator: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Only over these fabrics, such as `quic,tcp` [default: all that two workers share].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fabric: Vec<Fabric>,
@@ -23,7 +26,8 @@ pub(super) struct NetcheckArgs {
 }
 
 pub(super) async fn run(arguments: NetcheckArgs) -> anyhow::Result<ExitCode> {
-    let mut client = Client::connect(&arguments.coordinator).await?;
+    let to = arguments.identity.destination(&arguments.coordinator).await?;
+    let mut client = Client::connect(&to).await?;
     client.netcheck(arguments.fabric).await?;
     let mut links = Vec::new();
     let view = loop {

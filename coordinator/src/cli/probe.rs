@@ -4,6 +4,7 @@ use super::cluster::ClusterArgs;
 use super::rendered::{Rendered, render};
 use super::request::RequestArgs;
 use super::{human_bytes, whole};
+use crate::client::Destination;
 use crate::output::{check_writable, write_whole};
 use crate::probe::chart;
 use crate::probe::similarity::Similarity;
@@ -50,8 +51,8 @@ pub(super) async fn run(arguments: ProbeArgs) -> anyhow::Result<ExitCode> {
     if request.workers == Some(1) {
         bail!("one worker exchanges nothing: a probe needs two or more (--local 2)");
     }
-    let work = async |address: &str| {
-        let probed = probe(request, address).await?;
+    let work = async |to: &Destination| {
+        let probed = probe(request, to).await?;
         let drawn = chart::draw(&probed.title(), &probed.sites, |call| probed.counts(call));
         let svg = drawn.map_err(anyhow::Error::msg)?;
         write_whole(out, |file| file.write_all(svg.as_bytes()))?;
@@ -73,14 +74,14 @@ struct Probed {
     sites: Vec<SiteSummary>,
 }
 
-async fn probe(asked: JobRequest, address: &str) -> anyhow::Result<Probed> {
+async fn probe(asked: JobRequest, to: &Destination) -> anyhow::Result<Probed> {
     let alone = JobRequest {
         workers: Some(1),
         mode: Some(Mode::FullSync),
         cfg_split: CfgSplit::Off,
         ..asked.clone()
     };
-    let dense = render("one worker", alone, address).await?;
+    let dense = render("one worker", alone, to).await?;
     let Some((spec, _)) = &dense.spec else {
         bail!("the coordinator finished a job that it never started");
     };
@@ -95,7 +96,7 @@ async fn probe(asked: JobRequest, address: &str) -> anyhow::Result<Probed> {
     let (mut modes, mut sites) = (Vec::new(), Vec::new());
     for mode in MODES {
         let request = JobRequest { mode: Some(mode), probe: mode == wanted, ..asked.clone() };
-        let rendered = render(mode.name(), request, address).await?;
+        let rendered = render(mode.name(), request, to).await?;
         let width = usize::try_from(spec.width)?;
         if mode == wanted {
             sites = summarise(&rendered.reports, u32::try_from(rendered.displaced.len())?);

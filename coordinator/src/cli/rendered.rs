@@ -1,6 +1,6 @@
 //! Images that are rendered to be measured, not to be kept.
 
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Destination};
 use bytes::Bytes;
 use protocol::job::{JobRequest, JobSpec};
 use protocol::message::{Event, SiteReport, ToClient, WaitView};
@@ -28,11 +28,11 @@ pub(super) struct Rendered {
 pub(super) async fn render(
     what: &str,
     request: JobRequest,
-    address: &str,
+    to: &Destination,
 ) -> anyhow::Result<Rendered> {
     // Nobody need read it: what counts goes to standard output.
     writeln!(io::stderr(), "rendering: {what}").ok();
-    let mut client = Client::connect(address).await?;
+    let mut client = Client::connect(to).await?;
     client.submit(request).await?;
     let mut rendered = Rendered::default();
     loop {

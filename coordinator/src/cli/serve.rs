@@ -1,10 +1,13 @@
 //! `coordinator serve`.
 
 use super::ADDRESS_DEFAULT;
+use super::identity::{IdentityArgs, check_loopback};
 use crate::actor::Coordinator;
+use crate::identity::{Access, Folder, FolderError, Keeper};
 use anyhow::Context;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,6 +19,8 @@ pub(super) struct ServeArgs {
     /// Where workers and commands reach it; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADDRESS_DEFAULT)]
     listen: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Log more.
     #[arg(short, long)]
     verbose: bool,
@@ -30,12 +35,14 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
         .init();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let coordinator = Coordinator::start(&arguments.listen).await.with_context(|| {
+    let access = access(&arguments).await?;
+    let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
+    let coordinator = Coordinator::start(&arguments.listen, access).await.with_context(|| {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;
     let address = coordinator.address();
     tracing::info!(
-        "listening on {address}; workers join with `worker join --coordinator {address}`"
+        "listening on {address}; workers join with `worker join --coordinator {address}{insecure}`"
     );
     tokio::select! {
         _ = interrupt.recv() => {}
@@ -45,4 +52,28 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     coordinator.shut_down().await;
     tokio::time::sleep(FAREWELL).await;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whom it lets in: members of the cluster in its folder, or whoever calls.
+async fn access(arguments: &ServeArgs) -> anyhow::Result<Access> {
+    if arguments.identity.insecure {
+        check_loopback("--listen", &arguments.listen).await?;
+        tracing::warn!(
+            "insecure: whoever can reach {} on this machine can submit and join, and nothing is \
+             encrypted",
+            arguments.listen
+        );
+        return Ok(Access::Insecure);
+    }
+    let opened = Folder::find(arguments.identity.identity.as_deref()).and_then(Keeper::open);
+    match opened {
+        Ok(keeper) => Ok(Access::Members(Arc::new(keeper))),
+        Err(error @ (FolderError::Missing { .. } | FolderError::Nowhere)) => {
+            Err(anyhow::Error::new(error).context(
+                "a coordinator needs an identity: make one with `coordinator init`; or for this \
+                 machine alone, give --insecure",
+            ))
+        }
+        Err(error) => Err(error.into()),
+    }
 }

@@ -1,5 +1,6 @@
 //! `coordinator status`.
 
+use super::identity::IdentityArgs;
 use super::{ADDRESS_DEFAULT, human_bytes};
 use crate::client::Client;
 use protocol::message::{ClusterView, JobView, WorkerView};
@@ -13,13 +14,16 @@ pub(super) struct StatusArgs {
     /// The coordinator to ask.
     #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT)]
     coordinator: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) async fn run(arguments: StatusArgs) -> anyhow::Result<ExitCode> {
-    let view = Client::connect(&arguments.coordinator).await?.status().await?;
+    let to = arguments.identity.destination(&arguments.coordinator).await?;
+    let view = Client::connect(&to).await?.status().await?;
     let text = if arguments.json {
         format!("{}\n", serde_json::to_string(&view)?)
     } else {
@@ -49,7 +53,7 @@ fn describe(address: &str, view: &ClusterView) -> String {
         ),
     };
     if !view.workers.is_empty() {
-        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS      MEMORY      SPEED  DOES\n";
+        text += "\nWORKER      NAME                  ADDRESS                THREADS  KERNELS      MEMORY      SPEED  IDENTITY  DOES\n";
         let fastest = view.workers.iter().map(|worker| worker.speed).max().unwrap_or(0).max(1);
         view.workers.iter().for_each(|worker| text += &worker_row(worker, fastest));
     }
@@ -65,8 +69,9 @@ fn describe(address: &str, view: &ClusterView) -> String {
 fn worker_row(worker: &WorkerView, fastest: u64) -> String {
     let does =
         worker.busy.map_or_else(|| "idle".to_owned(), |(job, rank)| format!("{job}, {rank}"));
+    let identity = worker.identity.map_or_else(|| "none".to_owned(), |identity| identity.short());
     format!(
-        "{:<11} {:<21} {:<22} {:<8} {:<12} {:<11} {:<6.2} {does}\n",
+        "{:<11} {:<21} {:<22} {:<8} {:<12} {:<11} {:<6.2} {identity:<9} {does}\n",
         worker.id.to_string(),
         worker.name,
         worker.address.to_string(),

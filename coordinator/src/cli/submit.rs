@@ -3,7 +3,7 @@
 use super::cluster::ClusterArgs;
 use super::progress::Progress;
 use super::request::RequestArgs;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, Destination};
 use crate::output::{Latents, Parameters, check_writable, write_png, write_whole};
 use crate::profile::Profiles;
 use anyhow::bail;
@@ -41,7 +41,7 @@ pub(super) struct SubmitArgs {
 
 pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
     check_outputs(&arguments)?;
-    let work = async |address: &str| render(&arguments, address).await;
+    let work = async |to: &Destination| render(&arguments, to).await;
     arguments.cluster.run(&arguments.request, work).await
 }
 
@@ -74,9 +74,9 @@ struct Heard {
     profiles: Profiles,
 }
 
-async fn render(arguments: &SubmitArgs, address: &str) -> anyhow::Result<()> {
+async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet);
-    let mut client = Client::connect(address).await?;
+    let mut client = Client::connect(to).await?;
     let local = arguments.cluster.local();
     let request = arguments.request.request(local, arguments.save_latents.is_some());
     let request = JobRequest { profile: arguments.profile.is_some(), ..request };

@@ -1,6 +1,7 @@
 //! The workers, the model they all hold, and what each is doing.
 
 use crate::planner::{Candidate, LinkSpeed, Pairs};
+use protocol::identity::Fingerprint;
 use protocol::job::ModelCard;
 use protocol::message::{Join, WorkerView};
 use protocol::plan::{Fabric, nearest};
@@ -24,17 +25,23 @@ pub struct Registry {
 struct Member {
     join: Join,
     address: SocketAddr,
+    identity: Option<Fingerprint>,
     resident_bytes: u64,
     speed: u64,
     busy: Option<(RunId, Rank)>,
 }
 
 impl Registry {
-    /// Lets a worker in that called from `peer`.
+    /// Lets a worker in that called from `peer` and has this key.
     ///
     /// # Errors
     /// `ModelMismatch` if the others hold another model.
-    pub fn admit(&mut self, join: Join, peer: IpAddr) -> Result<WorkerId, Fault> {
+    pub fn admit(
+        &mut self,
+        join: Join,
+        peer: IpAddr,
+        identity: Option<Fingerprint>,
+    ) -> Result<WorkerId, Fault> {
         if let Some(card) = self.model().filter(|card| !same_model(card, &join.model)) {
             return Err(Fault::new(FaultKind::ModelMismatch, mismatch(card, &join.model)));
         }
@@ -49,7 +56,9 @@ impl Registry {
             address.set_ip(peer);
         }
         let (resident_bytes, speed) = (join.resident_bytes, join.speed);
-        self.members.insert(worker, Member { join, address, resident_bytes, speed, busy: None });
+        let busy = None;
+        let member = Member { join, address, identity, resident_bytes, speed, busy };
+        self.members.insert(worker, member);
         Ok(worker)
     }
 
@@ -192,6 +201,7 @@ impl Registry {
             resident_bytes: member.resident_bytes,
             speed: member.speed,
             busy: member.busy.map(|(run, rank)| (run.job, rank)),
+            identity: member.identity,
         };
         self.members.iter().map(view).collect()
     }
@@ -206,6 +216,7 @@ fn candidate((worker, member): (&WorkerId, &Member)) -> Candidate {
         free_bytes: member.join.free_bytes,
         offers: member.join.offers.clone(),
         lacks: member.join.lacks.clone(),
+        identity: member.identity,
     }
 }
 
@@ -253,7 +264,7 @@ mod tests {
     #[test]
     fn ratios_seen_in_a_job_correct_the_speeds_measured_at_join() {
         let mut registry = Registry::default();
-        let [one, two] = ["a", "b"].map(|name| registry.admit(join(name), PEER).unwrap());
+        let [one, two] = ["a", "b"].map(|name| registry.admit(join(name), PEER, None).unwrap());
         registry.observe_speeds(&[(one, 10), (two, 30)]);
         let speeds: Vec<u64> = registry.views().iter().map(|view| view.speed).collect();
         assert_eq!(speeds, [750, 1250]);
@@ -262,29 +273,29 @@ mod tests {
     #[test]
     fn an_unspecified_address_becomes_the_callers() {
         let mut registry = Registry::default();
-        registry.admit(join("a"), PEER).unwrap();
+        registry.admit(join("a"), PEER, None).unwrap();
         assert_eq!(registry.views()[0].address, SocketAddr::from((PEER, 5000)));
     }
 
     #[test]
     fn another_model_is_refused_with_both_named_until_no_worker_is_left() {
         let mut registry = Registry::default();
-        let first = registry.admit(join("a"), PEER).unwrap();
+        let first = registry.admit(join("a"), PEER, None).unwrap();
         let mut other = join("b");
         other.model.name = "other".to_owned();
         other.model.digest = "cd".repeat(32);
-        let fault = registry.admit(other.clone(), PEER).unwrap_err();
+        let fault = registry.admit(other.clone(), PEER, None).unwrap_err();
         assert_eq!(fault.kind, FaultKind::ModelMismatch);
         assert!(fault.cause.contains("other (cdcdcdcdcdcd"), "{fault}");
         assert!(fault.cause.contains("tiny (abababababab"), "{fault}");
         registry.remove(first);
-        assert!(registry.admit(other, PEER).is_ok());
+        assert!(registry.admit(other, PEER, None).is_ok());
     }
 
     #[test]
     fn a_worker_is_busy_until_it_is_released_from_that_run() {
         let mut registry = Registry::default();
-        let worker = registry.admit(join("a"), PEER).unwrap();
+        let worker = registry.admit(join("a"), PEER, None).unwrap();
         let run = RunId::default();
         registry.assign(worker, run, Rank(0));
         assert!(registry.idle().is_empty());

@@ -1,9 +1,13 @@
 //! A coordinator in this process and workers beside it, for one image.
 
 use crate::actor::Coordinator;
+use crate::client::Destination;
+use crate::identity::{Access, Keeper, now};
+use protocol::identity::{Role, Terms, Token};
 use protocol::job::Dtype;
+use protocol::tls::Security;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
@@ -19,6 +23,9 @@ const WORKER_VARIABLE: &str = "TESSERA_WORKER";
 const LOG_LINES_MAX: usize = 20;
 /// How long workers may take to exit before they are killed: they have nothing to save.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+/// How long workers have to become members, in seconds: they do at once, but a busy machine may take
+/// its time to start them.
+const TOKEN_SECONDS: u64 = 3600;
 /// How often the workers are looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -86,6 +93,8 @@ pub enum LaunchError {
 #[derive(Debug)]
 pub struct LocalCluster {
     coordinator: Coordinator,
+    /// What this process is to the coordinator.
+    security: Security,
     workers: Vec<Worker>,
 }
 
@@ -97,32 +106,42 @@ struct Worker {
 }
 
 impl LocalCluster {
-    /// Starts a coordinator on a free port and its workers.
+    /// Starts a coordinator on a free port and its workers: a cluster of its own, whose authority is in
+    /// this process's memory and nowhere else.
     ///
     /// # Errors
     /// If there is no worker binary, or a process cannot be started.
     pub async fn start(options: &LocalWorkers) -> Result<Self, LaunchError> {
         let binary = worker_binary()?;
-        let refused = |what: &str, error: &std::io::Error| LaunchError::Start {
+        let refused = |what: &str, error: &dyn Display| LaunchError::Start {
             what: what.to_owned(),
             cause: error.to_string(),
         };
-        let coordinator = Coordinator::start("127.0.0.1:0")
-            .await
-            .map_err(|error| refused("a coordinator", &error))?;
+        let what = "a coordinator";
+        let keeper = Keeper::ephemeral().map_err(|error| refused(what, &error))?;
+        let security = keeper.client().map_err(|error| refused(what, &error))?;
+        let uses = options.count.get().into();
+        let terms = Terms { role: Role::Worker, expires: now() + TOKEN_SECONDS, uses };
+        let token = keeper.token(terms).map_err(|error| refused(what, &error))?;
+        let access = Access::Members(Arc::new(keeper));
+        let coordinator = Coordinator::start("127.0.0.1:0", access).await;
+        let coordinator = coordinator.map_err(|error| refused(what, &error))?;
+        let address = coordinator.address().to_string();
         let mut workers = Vec::new();
         for number in 0..options.count.get() {
-            let command = worker_command(&binary, coordinator.address(), options, number);
+            let to = (&*address, &token);
+            let command = worker_command(&binary, to, options, number);
             let what = binary.display().to_string();
             workers.push(Worker::start(command).map_err(|error| refused(&what, &error))?);
         }
-        Ok(Self { coordinator, workers })
+        Ok(Self { coordinator, security, workers })
     }
 
-    /// Where the coordinator listens.
+    /// The coordinator, and how this process calls it.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.coordinator.address()
+    pub fn destination(&self) -> Destination {
+        let (address, security) = (self.coordinator.address().to_string(), self.security.clone());
+        Destination { address, security }
     }
 
     /// Waits until a worker ends, which none should before [`Self::stop`].
@@ -193,7 +212,7 @@ fn worker_binary() -> Result<PathBuf, LaunchError> {
 
 fn worker_command(
     binary: &PathBuf,
-    coordinator: SocketAddr,
+    (coordinator, token): (&str, &Token),
     options: &LocalWorkers,
     number: u16,
 ) -> Command {
@@ -207,7 +226,9 @@ fn worker_command(
     let mut command = Command::new(binary);
     command
         .arg("join")
-        .args(["--coordinator", &coordinator.to_string(), "--listen", "127.0.0.1:0"])
+        .args(["--coordinator", coordinator, "--listen", "127.0.0.1:0", "--identity", "memory"])
+        // Not an argument: those are everybody's to see.
+        .env("TESSERA_TOKEN", token.to_string())
         .args(["--threads", &threads.to_string(), "--with-parent"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

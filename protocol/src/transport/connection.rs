@@ -131,7 +131,13 @@ pub(super) async fn call(
     let peer = stream.peer_addr()?;
     let handshake = TlsConnector::from(config).connect(server_name(), stream);
     let stream = timeout(HANDSHAKE_DEADLINE, handshake).await.map_err(|_| ConnectError::Slow)?;
-    let stream = stream.map_err(broken)?;
+    let stream = stream.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            let cause = "it hung up during the TLS handshake: was it started with --insecure?";
+            ConnectError::Refused(cause.to_owned())
+        }
+        _ => broken(error),
+    })?;
     let identity = identity(stream.get_ref().1.peer_certificates())?;
     match &identity {
         Some(found) if found.role == role => Ok(Connection::tls(peer, stream, identity)),

@@ -109,6 +109,18 @@ async fn another_clusters_processes_are_refused_whoever_calls() {
     assert!(reason(called).contains("not of its cluster's authority"));
 }
 
+/// It knows our authority, as everybody may, but its own certificate is another's.
+#[tokio::test]
+async fn who_only_knows_the_authority_is_no_member() {
+    let [ours, theirs] = [Cluster::new(), Cluster::new()];
+    let made = theirs.credentials(Role::Worker);
+    let own = made.certificates().replacen(theirs.0.certificate(), "", 1);
+    let mixed = Credentials::from_pem(&(own + ours.0.certificate()), made.key()).expect("read");
+    let mixed = Security::mutual(mixed).expect("for TLS");
+    let [_, called] = connect(&mixed, &ours.security(Role::Worker)).await;
+    assert_eq!(reason(called), "its certificate is not of this cluster's authority");
+}
+
 /// The called sends its refusal after the caller took the handshake for done: the first read tells.
 #[tokio::test]
 async fn a_refused_caller_learns_why() {

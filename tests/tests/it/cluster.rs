@@ -5,6 +5,7 @@ mod device;
 mod ending;
 mod exact;
 mod fabrics;
+mod identity;
 mod membership;
 mod memory;
 mod output;

@@ -90,7 +90,18 @@ fn d2_protocol_knows_no_model_actor_or_command_line() {
 
 #[test]
 fn d3_protocol_is_sans_io_outside_transport() {
-    let sans_io = ["codec", "fault", "handshake", "id", "job", "message", "plan"];
+    let sans_io = [
+        "codec",
+        "fault",
+        "handshake",
+        "id",
+        "identity",
+        "job",
+        "keyfile",
+        "message",
+        "plan",
+        "tls",
+    ];
     let folders: Vec<String> = sans_io.iter().map(|name| format!("protocol/src/{name}")).collect();
     let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
     never_mentions("D-3", &folders, &["tokio", "TcpStream", "UdpSocket", "Instant", "SystemTime"]);

@@ -8,14 +8,15 @@ use actix::prelude::{Actor, Addr};
 use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{Admission, hello, read_greeting};
+use protocol::identity;
 use protocol::message::{Join, Role, ToCoordinator, ToWorker};
+use protocol::tls::Security;
 use protocol::transport::Endpoint;
+use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
 use protocol::{Fault, FaultKind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{interval, sleep, timeout};
 
@@ -24,8 +25,8 @@ const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 /// How many times a lease is renewed in its time: two renewals may be late.
 const RENEWALS: u32 = 3;
 
-type Reader = FrameReader<OwnedReadHalf>;
-type Writer = FrameWriter<OwnedWriteHalf>;
+type Reader = FrameReader<Reading>;
+type Writer = FrameWriter<Writing>;
 
 /// What the session with one coordinator takes from the run in progress.
 pub(super) type Outbox = mpsc::UnboundedSender<(ToCoordinator, Bytes)>;
@@ -72,14 +73,28 @@ impl SessionError {
     }
 }
 
-/// Renders for the coordinator at `address` (`HOST:PORT`), calling it again whenever it is not there.
-/// Ends only when it refuses this worker for what it is: its model or its release.
-pub async fn join(address: &str, about: Join, engine: Engine, endpoint: Endpoint) -> SessionError {
+/// Where the coordinator is, and how to call it.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// How the two prove who they are.
+    pub security: Security,
+}
+
+/// Renders for a coordinator, calling it again whenever it is not there. Ends only when it refuses this
+/// worker for what it is: its identity, its model or its release.
+pub async fn join(
+    coordinator: &Coordinator,
+    about: Join,
+    engine: Engine,
+    endpoint: Endpoint,
+) -> SessionError {
     let supervisor = Supervisor::new(Arc::new(engine), Arc::new(endpoint)).start();
     let mut backoff = Backoff::default();
     let mut reported = String::new();
     loop {
-        let ended = attend(address, &about, &supervisor, &mut backoff).await;
+        let ended = attend(coordinator, &about, &supervisor, &mut backoff).await;
         supervisor.do_send(SessionEnded);
         if !ended.may_pass() {
             return ended;
@@ -96,15 +111,16 @@ pub async fn join(address: &str, about: Join, engine: Engine, endpoint: Endpoint
 
 /// One session, from the call to its end, and why it ended.
 async fn attend(
-    address: &str,
+    coordinator: &Coordinator,
     about: &Join,
     supervisor: &Addr<Supervisor>,
     backoff: &mut Backoff,
 ) -> SessionError {
-    let greeted = timeout(GREETING_PATIENCE, greet(address, about)).await;
+    let address = &coordinator.address;
+    let greeted = timeout(GREETING_PATIENCE, greet(coordinator, about)).await;
     let greeted = greeted.unwrap_or_else(|_| {
         let cause = format!("no answer within {} s", GREETING_PATIENCE.as_secs());
-        Err(SessionError::Absent { address: address.to_owned(), cause })
+        Err(SessionError::Absent { address: address.clone(), cause })
     });
     let (reader, writer, admission) = match greeted {
         Ok(greeted) => greeted,
@@ -116,26 +132,28 @@ async fn attend(
     supervisor.do_send(SessionOpened { out });
     let ended = converse(reader, writer, said, &admission, supervisor).await;
     let cause = ended.map_or_else(|e| e.to_string(), |()| "it closed the connection".to_owned());
-    SessionError::Lost { address: address.to_owned(), cause }
+    SessionError::Lost { address: address.clone(), cause }
 }
 
-async fn greet(address: &str, about: &Join) -> Result<(Reader, Writer, Admission), SessionError> {
-    let connected = async {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        let (read, write) = stream.into_split();
-        let mut reader = FrameReader::new(read, Limits::NO_PAYLOAD);
-        let mut writer = FrameWriter::new(write, Limits::CONTROL);
+async fn greet(
+    Coordinator { address, security }: &Coordinator,
+    about: &Join,
+) -> Result<(Reader, Writer, Admission), SessionError> {
+    let absent = |cause| SessionError::Absent { address: address.clone(), cause };
+    let connection = security.connect(address, identity::Role::Coordinator).await;
+    let connection = connection.map_err(|error| absent(error.to_string()))?;
+    let asked = async {
+        let mut reader = FrameReader::new(connection.reading, Limits::NO_PAYLOAD);
+        let mut writer = FrameWriter::new(connection.writing, Limits::CONTROL);
         let join = Join { resident_bytes: resident_bytes(), ..about.clone() };
         writer.send(&hello(Role::Worker(Box::new(join))), &[]).await?;
         let answer = reader.next_frame().await?;
         Ok::<_, StreamError>((reader, writer, answer))
     };
-    let absent = |cause| SessionError::Absent { address: address.to_owned(), cause };
-    let (reader, writer, answer) = connected.await.map_err(|error| absent(error.to_string()))?;
+    let (reader, writer, answer) = asked.await.map_err(|error| absent(error.to_string()))?;
     let answer = answer.ok_or_else(|| absent("it closed the connection".to_owned()))?;
     let admission = read_greeting(&answer.body)
-        .map_err(|fault| SessionError::Refused { address: address.to_owned(), fault })?;
+        .map_err(|fault| SessionError::Refused { address: address.clone(), fault })?;
     Ok((reader, writer, admission))
 }
 

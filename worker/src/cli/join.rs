@@ -1,6 +1,7 @@
 //! `worker join`.
 
 use super::EngineArgs;
+use super::identity::IdentityArgs;
 use crate::actor;
 use crate::engine::cores::Placement;
 use crate::engine::{Engine, EngineOptions, MemoryLeft};
@@ -8,7 +9,6 @@ use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
 use protocol::plan::Fabric;
-use protocol::tls::Security;
 use protocol::transport::{Doors, Endpoint};
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
@@ -25,9 +25,10 @@ pub(super) struct JoinArgs {
     #[arg(long, value_name = "HOST:PORT")]
     coordinator: String,
     /// Where other workers reach this one. The address 0.0.0.0 means: the one from which this
-    /// machine reaches the coordinator; port 0 means: any free one.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:0")]
-    listen: SocketAddr,
+    /// machine reaches the coordinator; port 0 means: any free one [default: 0.0.0.0:0, with
+    /// --insecure 127.0.0.1:0].
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
     /// The fabrics to exchange over with other workers, such as `shm,tcp`; each must be to be had. Two workers
     /// take the nearest that both have: nccl, shm, rdma, quic, tcp [default: all that there are].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -35,6 +36,8 @@ pub(super) struct JoinArgs {
     /// What logs and status call this worker [default: host name and process number].
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    identity: IdentityArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// The memory that this worker may take of its machine's, or of its GPU's, such as 12GiB or 900MiB
@@ -66,11 +69,11 @@ pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     check_address(&arguments.coordinator)?;
-    let doors = Doors {
-        address: arguments.listen,
-        security: Security::Insecure,
-        fabrics: arguments.fabric.clone(),
-    };
+    let identity = &arguments.identity;
+    let listen = identity.listen(arguments.listen)?;
+    let (address, name) = (arguments.coordinator, arguments.name);
+    let security = identity.security(&address, name.as_deref()).await?;
+    let doors = Doors { address: listen, security: security.clone(), fabrics: arguments.fabric };
     let endpoint = Endpoint::bind(doors).await?;
     let names: Vec<&str> = endpoint.offers().iter().map(|offer| offer.fabric().name()).collect();
     tracing::info!("fabrics offered to peers: {}", names.join(", "));
@@ -90,7 +93,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let about = Join {
-        name: arguments.name.unwrap_or_else(own_name),
+        name: name.unwrap_or_else(own_name),
         listen: endpoint.address(),
         offers: endpoint.offers().to_vec(),
         lacks: endpoint.lacks().to_vec(),
@@ -115,7 +118,8 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         let (free, device) = (mib(about.free_bytes), engine.kernels());
         tracing::info!("resident: {resident} MiB; free on {device}: {free} MiB");
     }
-    Err(actor::join(&arguments.coordinator, about, engine, endpoint).await.into())
+    let coordinator = actor::Coordinator { address, security };
+    Err(actor::join(&coordinator, about, engine, endpoint).await.into())
 }
 
 /// Bytes that it may still take, of what the machine or its GPU has left, having loaded its model.

@@ -33,7 +33,8 @@ fn workers_join_before_the_coordinator_starts_and_after_it_restarts() {
     let workers = vec![join(&address), join(&address)];
     workers[0].wait_for("no coordinator answers");
     let coordinator = serve(&address);
-    let mut cluster = Cluster { address, coordinator, workers };
+    let identity = vec!["--insecure".to_owned()];
+    let mut cluster = Cluster { address, coordinator, workers, identity };
     cluster.wait_for_workers(2);
     assert_renders(&cluster, 2);
 

@@ -14,7 +14,7 @@ fn an_image_that_does_not_fit_fails_and_its_worker_renders_the_next() {
     let mut shell = Command::new("sh");
     shell.stdout(Stdio::null()).stderr(Stdio::null());
     shell.args(["-c", &script, "sh"]).arg(binaries().join("worker"));
-    shell.args(["join", "--threads", "1", "--coordinator", &cluster.address]);
+    shell.args(["join", "--insecure", "--threads", "1", "--coordinator", &cluster.address]);
     let _worker = Process::spawn(&mut shell);
     cluster.wait_for_workers(1);
     let folder = tempfile::tempdir().unwrap();
@@ -34,7 +34,8 @@ fn an_image_that_does_not_fit_fails_and_its_worker_renders_the_next() {
 #[test]
 fn a_worker_says_what_it_takes_and_refuses_what_is_less() {
     let cluster = Cluster::start(0);
-    let arguments = ["join", "--coordinator", &cluster.address, "--threads", "1", "--memory"];
+    let arguments =
+        ["join", "--insecure", "--coordinator", &cluster.address, "--threads", "1", "--memory"];
     let refused = command("worker").args(arguments).arg("1MiB").output().unwrap();
     let said = text(&refused.stderr);
     assert!(!refused.status.success() && said.contains("--memory 1 MiB"), "{said}");

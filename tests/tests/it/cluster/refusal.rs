@@ -81,7 +81,7 @@ fn an_absent_coordinator_is_told_within_seconds() {
     let address = free_address().to_string();
     for command in [&["submit", "red apple"][..], &["status"]] {
         let since = Instant::now();
-        let output = coordinator(&[command, &["--coordinator", &address]].concat());
+        let output = coordinator(&[command, &["--insecure", "--coordinator", &address]].concat());
         assert_eq!(output.status.code(), Some(1));
         assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
         assert_names(&text(&output.stderr), &[&address, "coordinator serve"]);
@@ -92,10 +92,10 @@ fn an_absent_coordinator_is_told_within_seconds() {
 fn a_port_in_use_is_named() {
     let address = free_address().to_string();
     let _first = serve(&address);
-    let output = coordinator(&["serve", "--listen", &address]);
+    let output = coordinator(&["serve", "--insecure", "--listen", &address]);
     assert_eq!(output.status.code(), Some(1));
     assert_names(&text(&output.stderr), &[&address, "in use", "--listen"]);
-    let arguments = ["join", "--coordinator", "127.0.0.1:1", "--listen", &address];
+    let arguments = ["join", "--insecure", "--coordinator", "127.0.0.1:1", "--listen", &address];
     let mut worker = Process::start("worker", &arguments);
     assert_eq!(worker.wait(), Some(1));
     assert_names(&worker.output(), &[&address, "in use", "--listen"]);
@@ -105,14 +105,29 @@ fn a_port_in_use_is_named() {
 fn a_worker_with_another_model_is_refused_with_both_named() {
     let cluster = Cluster::start(1);
     let model = fixture::golden("models/tiny-sdxl").display().to_string();
-    let arguments =
-        ["join", "--coordinator", &cluster.address, "--threads", "1", "--model", &model];
+    let arguments = [
+        "join",
+        "--insecure",
+        "--coordinator",
+        &cluster.address,
+        "--threads",
+        "1",
+        "--model",
+        &model,
+    ];
     let mut worker = Process::start("worker", &arguments);
     assert_eq!(worker.wait(), Some(1));
     assert_names(&worker.output(), &["tiny-sdxl", "emoji-xl", "--model"]);
     cluster.wait_for_workers(1);
-    let output =
-        coordinator(&["submit", "a", "--coordinator", &cluster.address, "--model", &model]);
+    let output = coordinator(&[
+        "submit",
+        "a",
+        "--insecure",
+        "--coordinator",
+        &cluster.address,
+        "--model",
+        &model,
+    ]);
     assert_eq!(output.status.code(), Some(1));
     assert_names(&text(&output.stderr), &["tiny-sdxl", "emoji-xl"]);
 }
@@ -123,7 +138,7 @@ fn a_worker_without_a_core_of_its_own_says_how_to_share_one() {
     let claims = tempfile::tempdir().unwrap();
     let join = |more: &[&str]| {
         let mut worker = command("worker");
-        worker.args(["join", "--coordinator", "127.0.0.1:1"]).args(more);
+        worker.args(["join", "--insecure", "--coordinator", "127.0.0.1:1"]).args(more);
         Process::spawn(worker.env("TMPDIR", claims.path()))
     };
     let mut first = join(&[]);

@@ -1,0 +1,107 @@
+//! `coordinator init`, `enroll` and `revoke`.
+
+use super::super::ADDRESS_DEFAULT;
+use super::FolderArgs;
+use anyhow::{Context, bail};
+use protocol::identity::{Role, Token};
+use protocol::transport::enrol;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Gives the token where a command line would show it to others.
+const TOKEN_VARIABLE: &str = "TESSERA_TOKEN";
+const TOKEN_HELP: &str = "A client's token, from `coordinator token --role client` on the \
+     coordinator's machine [default: $TESSERA_TOKEN, which `ps` does not show]";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    folder: FolderArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct EnrollArgs {
+    /// The coordinator to enrol with.
+    #[arg(long, value_name = "HOST:PORT", default_value = ADDRESS_DEFAULT)]
+    coordinator: String,
+    #[arg(long, help = TOKEN_HELP)]
+    token: Option<String>,
+    /// What the cluster calls this client [default: user and host name].
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    folder: FolderArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RevokeArgs {
+    /// Whose: a name, or the first eight digits or more of a fingerprint, as `status` and `token list`
+    /// show them.
+    #[arg(value_name = "NAME|FINGERPRINT")]
+    member: String,
+    #[command(flatten)]
+    folder: FolderArgs,
+}
+
+/// Makes a cluster's authority, its coordinator's credentials and a client's.
+pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder.find()?;
+    let authority = folder.init(&own_name())?;
+    let given = arguments.folder.identity.as_ref();
+    let option = given.map_or_else(String::new, |at| format!(" --identity {}", at.display()));
+    say(&format!(
+        "made the cluster {} in {}\n\
+         \n\
+         next, here:        coordinator serve{option} --listen ADDR:7411\n\
+         and for workers:   coordinator token{option}\n\
+         on each of theirs: worker join --coordinator THIS-HOST:7411 --token TOKEN\n\
+         and then, here:    coordinator submit{option} \"red apple\"\n\
+         \n\
+         Who has the folder's files can make members of this cluster: keep them to yourself.\n",
+        authority.fingerprint().short(),
+        folder.path().display()
+    ))
+}
+
+/// Gets a client's credentials from a coordinator.
+pub(crate) async fn enroll(arguments: EnrollArgs) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder.find()?;
+    folder.check_no_client()?;
+    let token = arguments.token.or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+    let Some(token) = token else {
+        bail!("give --token, or {TOKEN_VARIABLE}: `coordinator token --role client` prints one");
+    };
+    let token: Token = token.parse()?;
+    if token.role != Role::Client {
+        bail!("the token {} is a {}'s: make one with --role client", token.id, token.role);
+    }
+    let name = arguments.name.unwrap_or_else(own_name);
+    let credentials = enrol(&arguments.coordinator, &token, &name).await?;
+    folder.store_client(&credentials)?;
+    say(&format!(
+        "{} is a member of the cluster {} now; its key is in {}\n",
+        credentials.identity(),
+        credentials.authority().short(),
+        folder.path().display()
+    ))
+}
+
+/// Lets a member in no more.
+pub(crate) fn revoke(arguments: &RevokeArgs) -> anyhow::Result<ExitCode> {
+    let folder = arguments.folder.find()?;
+    let revoked = folder.change(|trust| trust.revoke(&arguments.member))??;
+    let lines = revoked.iter().map(|identity| {
+        format!("revoked {identity}: a running coordinator ends its session within a second\n")
+    });
+    say(&lines.collect::<String>())
+}
+
+fn own_name() -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| "client".to_owned());
+    format!("{user}@{}", gethostname::gethostname().to_string_lossy())
+}
+
+pub(super) fn say(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
