@@ -17,6 +17,8 @@ pub mod endpoint;
 mod hangup;
 mod ledger;
 pub mod memory;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod stream;
 pub mod tcp;
 

@@ -42,6 +42,18 @@ impl LinkSpec {
         self.lands.iter().map(|spec| spec.bytes).max().unwrap_or(0)
     }
 
+    /// The slots that this end posts.
+    #[cfg(feature = "rdma")]
+    pub(super) fn posts(&self) -> &[SlotSpec] {
+        &self.posts
+    }
+
+    /// The slots that land at this end.
+    #[cfg(feature = "rdma")]
+    pub(super) fn lands(&self) -> &[SlotSpec] {
+        &self.lands
+    }
+
     pub(super) fn posting(&self) -> Ledger {
         Ledger::new(self.epoch, self.own, &self.posts)
     }
@@ -77,7 +89,7 @@ impl Drop for Ticket {
 }
 
 impl Ledger {
-    fn new(epoch: Epoch, from: Rank, slots: &[SlotSpec]) -> Self {
+    pub(super) fn new(epoch: Epoch, from: Rank, slots: &[SlotSpec]) -> Self {
         let entry = |spec: &SlotSpec| {
             let entry = Entry { bytes: spec.bytes, newest: None, under_way: Arc::default() };
             (spec.slot.site, entry)

@@ -78,6 +78,16 @@ pub(crate) async fn landed(link: &mut dyn Link) -> Result<Landed, LinkError> {
 
 /// A way to make both ends of a link.
 pub(crate) trait Fabric {
+    /// How many values of 1 MiB it moves in some seconds.
+    fn large_values(&self) -> u32 {
+        2_000
+    }
+
+    /// Why it cannot be tried on this machine.
+    fn missing(&self) -> Option<String> {
+        None
+    }
+
     async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2];
 }
 

@@ -4,6 +4,8 @@ mod codec;
 mod conformance;
 mod fabric;
 mod plan;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod strategy;
 mod stream;
 mod tcp;
