@@ -163,7 +163,7 @@ done
 cat >"$root/init" <<INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/usr/bin:/bin HOME=/root RUST_BACKTRACE=1
+export PATH=/usr/bin:/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm; chmod 1777 /tmp
 stty -F /dev/ttyS0 raw -echo

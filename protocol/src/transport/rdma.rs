@@ -223,6 +223,7 @@ impl Parts {
             waiting,
             peer: spec.peer,
             port: device.port,
+            unexplained: false,
         };
         Ok(Started { driver, layout: self.posts, queue, landed })
     }

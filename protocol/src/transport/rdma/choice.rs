@@ -11,6 +11,9 @@ use std::path::Path;
 /// Where the kernel lists RDMA devices.
 pub(super) const DEVICES: &str = "/sys/class/infiniband";
 
+/// Where it lists their files.
+const FILES: &str = "/sys/class/infiniband_verbs";
+
 /// A port, as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Port {
@@ -75,6 +78,31 @@ pub(super) fn ports(folder: &Path) -> io::Result<Vec<Port>> {
         }
     }
     Ok(ports)
+}
+
+/// Tries to open a device's file. The library tries too, but waits 5 s for it to appear, and does
+/// not say what was wrong.
+pub(super) fn try_file(device: &str) -> Result<(), RdmaError> {
+    let lost = |error: io::Error| RdmaError::NoFile {
+        device: device.to_owned(),
+        cause: error.to_string(),
+    };
+    let folder = Path::new(FILES);
+    let listed = names(folder).map_err(lost)?;
+    let of_device = |name: &&String| {
+        read(&folder.join(name).join("ibdev")).is_ok_and(|listed| listed == device)
+    };
+    let name = listed.iter().find(of_device);
+    let name = name.ok_or_else(|| lost(io::ErrorKind::NotFound.into()))?;
+    let path = Path::new("/dev/infiniband").join(name);
+    match fs::OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let path = path.display().to_string();
+            Err(RdmaError::Forbidden { path, cause: error.to_string() })
+        }
+        Err(error) => Err(lost(error)),
+    }
 }
 
 /// The entries of a folder in order; none if it is not there.

@@ -59,6 +59,7 @@ impl Device {
         let ports = choice::ports(folder)
             .map_err(|error| RdmaError::verb("reading /sys/class/infiniband", &error))?;
         let Choice { device, port, gid_index, ethernet } = choice::choose(&ports, options)?;
+        choice::try_file(&device)?;
         let context = Context::open(&device)?;
         let (view, limits) = (context.port(port)?, context.limits()?);
         let gid = gid_index

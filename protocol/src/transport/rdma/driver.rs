@@ -15,12 +15,16 @@ use crate::codec::Frame;
 use crate::id::Rank;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 
 /// How often a link on which nothing is under way writes nothing to its peer, to learn whether the
 /// machine is still there: one that loses power or its cable ends no connection. With the retries
 /// of the queue pair that is noticed within 7 s, of which the coordinator's lease is told no later.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+
+/// How long after a request failed the device may take to tell what for: events go through a queue of
+/// the kernel's, completions do not.
+const EXPLAINED_WITHIN: Duration = Duration::from_millis(100);
 
 /// What serves a link. The fields are dropped in this order: first the queue pair, after which
 /// nothing that the peer sends can land, then the region and its key, and last the connection,
@@ -33,6 +37,8 @@ pub(super) struct Driver {
     pub(super) waiting: Waiting,
     pub(super) peer: Rank,
     pub(super) port: u8,
+    /// A request failed, and nothing says why.
+    pub(super) unexplained: bool,
 }
 
 /// What can wake it.
@@ -51,7 +57,7 @@ pub(super) struct Waiting {
 
 /// Ticks when a quiet link is to be probed.
 pub(super) fn probe_interval() -> Interval {
-    let mut interval = tokio::time::interval(PROBE_EVERY);
+    let mut interval = interval_at(Instant::now() + PROBE_EVERY, PROBE_EVERY);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
@@ -59,7 +65,12 @@ pub(super) fn probe_interval() -> Interval {
 impl Driver {
     /// Serves the link until both ends have finished or one is gone. Posts are void from then on.
     pub(super) async fn serve(mut self) {
-        let ended = self.run().await;
+        let mut ended = self.run().await;
+        if self.unexplained
+            && let Ok(Err(why)) = timeout(EXPLAINED_WITHIN, self.explanation()).await
+        {
+            ended = Err(why);
+        }
         let broken = matches!(ended, Err(LinkError::Protocol { .. }));
         if let Err(error) = ended {
             tracing::debug!(%error, "a link over RDMA ends");
@@ -165,6 +176,15 @@ impl Driver {
         ready.map(|()| Wake::Something).map_err(failed)
     }
 
+    /// Waits until the device tells of something that ends the link.
+    async fn explanation(&mut self) -> Result<(), LinkError> {
+        loop {
+            self.take_events()?;
+            let ready = self.waiting.events.ready().await;
+            ready.map_err(|error| self.failed(&RdmaError::verb("epoll", &error)))?;
+        }
+    }
+
     fn take_events(&mut self) -> Result<(), LinkError> {
         while let Some(Event { name, scope, trespass }) = self.waiting.events.take() {
             let concerned = match scope {
@@ -211,11 +231,7 @@ impl Driver {
                 false => format!("it reached for memory that it may not: {name}"),
             });
         }
-        if status.is_flush()
-            && let Err(error) = self.take_events()
-        {
-            return error; // what the request was flushed for
-        }
+        self.unexplained = true;
         self.closed(format!("its device is gone or failed: {name}"))
     }
 

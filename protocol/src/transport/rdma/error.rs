@@ -58,19 +58,30 @@ pub enum RdmaError {
     },
     /// The kernel knows the device, but the verbs library has no driver for it.
     #[error(
-        "libibverbs has no provider for {device}, or /dev/infiniband is missing; install the \
-         provider (Debian: ibverbs-providers) and load ib_uverbs"
+        "libibverbs has no provider for {device}; install it (Debian: ibverbs-providers), and list \
+         it in /etc/libibverbs.d"
     )]
     NoProvider {
         /// The device.
         device: String,
     },
-    /// The device may not be opened.
+    /// The device's file may not be opened.
     #[error(
-        "no permission to open {device}: {cause}; let this user read and write \
-         /dev/infiniband/uverbs* (rdma-core's udev rules do)"
+        "no permission to open {path}: {cause}; let this user read and write it (rdma-core's udev \
+         rules do)"
     )]
     Forbidden {
+        /// The file.
+        path: String,
+        /// What the system says.
+        cause: String,
+    },
+    /// The device has no file.
+    #[error(
+        "{device} has no file in /dev/infiniband: {cause}; load ib_uverbs, or let the container \
+         have /dev/infiniband"
+    )]
+    NoFile {
         /// The device.
         device: String,
         /// What the system says.

@@ -132,7 +132,6 @@ async fn a_port_that_goes_down_ends_its_links() {
     link("up");
     println!("a port that went down, after {noticed:?}: {ended:?}");
     assert!(ended.iter().all(|end| is_closed(end, "port")), "{ended:?}");
-    assert!(noticed < Duration::from_secs(2), "{noticed:?}");
     assert!(matches!(down, Err(RdmaError::PortDown { .. })), "{down:?}");
     while let Err(error) = Device::open(&options()) {
         assert!(start.elapsed() < Duration::from_secs(20), "{error}");

@@ -50,11 +50,6 @@ pub(in super::super) struct Status {
 }
 
 impl Status {
-    /// It only followed from another failure, or from the end of the queue pair.
-    pub(in super::super) fn is_flush(&self) -> bool {
-        self.code == sys::ibv_wc_status::IBV_WC_WR_FLUSH_ERR
-    }
-
     /// The peer's device refused the request: the peer gave keys or addresses that are wrong, or
     /// did not keep the receives ready that it owes.
     pub(in super::super) fn is_refusal(&self) -> bool {

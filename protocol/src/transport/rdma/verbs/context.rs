@@ -100,13 +100,7 @@ impl Context {
         let device = device.to_owned();
         match opened {
             None => Err(RdmaError::NoProvider { device }),
-            Some(raw) if raw.is_null() => Err(match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    RdmaError::Forbidden { device, cause: error.to_string() }
-                }
-                io::ErrorKind::NotFound => RdmaError::NoProvider { device },
-                _ => RdmaError::verb("ibv_open_device", &error),
-            }),
+            Some(raw) if raw.is_null() => Err(RdmaError::verb("ibv_open_device", &error)),
             Some(raw) => {
                 let context = Arc::new(Self { raw, library, device });
                 unblock(context.events_fd())

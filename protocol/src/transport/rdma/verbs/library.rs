@@ -83,7 +83,8 @@ pub(super) fn library() -> Result<&'static Library, RdmaError> {
 fn load(file: &str) -> Result<Library, RdmaError> {
     Library::load(file).map_err(|error| RdmaError::NoLibrary {
         library: file.to_owned(),
-        cause: std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string),
+        cause: std::error::Error::source(&error)
+            .map_or_else(|| error.to_string(), ToString::to_string),
     })
 }
 
