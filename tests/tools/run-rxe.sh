@@ -38,9 +38,11 @@ done
 [ -n "$fetch_only$code" ] || [ $# -gt 0 ] || fail "nothing to run"
 
 [ "$(uname -m)" = x86_64 ] || fail "it boots an x86_64 kernel with this machine's libraries, which are $(uname -m)"
-for tool in apt-get dpkg-deb xz tar flock timeout ldd; do
-    command -v "$tool" >/dev/null || fail "no $tool on this machine: it needs Debian's or Ubuntu's tools"
-done
+need() {
+    local tool
+    for tool in "$@"; do command -v "$tool" >/dev/null || fail "no $tool on this machine"; done
+}
+need flock ldd timeout
 
 # The kernel's modules in the order in which they are loaded. rxe asks the kernel for crc32 by name;
 # nothing else says that it needs the two modules that provide it.
@@ -58,6 +60,7 @@ packages=(
 # Fills the cache: kernel, modules, QEMU and the guest's programs, unpacked.
 fetch() {
     local new kernel release qemu=() deb module start
+    need apt-cache apt-get dpkg-deb tar xz
     new=$(mktemp -d "$cache/new.XXXXXX")
     trap 'rm -rf "$new"' EXIT
     kernel=$(apt-cache depends linux-image-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }')

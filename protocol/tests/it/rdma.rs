@@ -183,6 +183,17 @@ async fn ends_that_mean_other_slots_refuse_each_other() {
     }
 }
 
+/// How long this machine's processors have been busy, in all; most of soft-RoCE is the kernel's.
+fn busy_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/stat").expect("Linux");
+    let counts = stat.lines().next().expect("a line for all processors").split_whitespace().skip(1);
+    let counts: Vec<u32> = counts.map(|count| count.parse().expect("a number")).collect();
+    let [user, nice, system, _idle, _waiting, interrupts, soft, ..] = counts[..] else {
+        panic!("{stat}")
+    };
+    f64::from(user + nice + system + interrupts + soft) / 100.0 // in the kernel's units
+}
+
 /// Moves values of 1 MiB and says how fast, for a comparison with other programs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn throughput_of_large_values() {
@@ -191,7 +202,7 @@ async fn throughput_of_large_values() {
     const COUNT: u32 = 48;
     let [mut one, mut other] = pair(&specs(&[BYTES], [0, 0]), &Default::default()).await;
     let value = Bytes::from(vec![7; BYTES]);
-    let start = Instant::now();
+    let (start, busy) = (Instant::now(), busy_seconds());
     for call in 0..COUNT {
         one.post(slot(0, 0), Call(call), value.clone()).expect("posted");
         if call > 0 {
@@ -200,7 +211,11 @@ async fn throughput_of_large_values() {
     }
     assert_eq!(landed(&mut other).await.expect("landed").call, Call(COUNT - 1));
     let seconds = start.elapsed().as_secs_f64();
-    println!("throughput: {COUNT} values of 1 MiB: {:.2} MiB/s", f64::from(COUNT) / seconds);
+    let (rate, busy) = (f64::from(COUNT) / seconds, busy_seconds() - busy);
+    println!(
+        "link: {COUNT} values of 1 MiB: {rate:.2} MiB/s, {:.0} s of processors per GiB",
+        busy * 1024.0 / f64::from(COUNT)
+    );
     assert_eq!(one.post(slot(0, 0), Call(COUNT), value), Ok(()));
     let last = landed(&mut other).await.expect("landed");
     assert_eq!((last.slot.from, last.bytes.len()), (Rank(0), BYTES));
