@@ -2,9 +2,9 @@
 
 mod bench;
 mod cluster;
+mod identity;
 mod netcheck;
 mod predict;
-mod identity;
 mod probe;
 mod progress;
 mod rendered;

@@ -19,7 +19,7 @@ use protocol::identity::{Authority, Role, Subject};
 use protocol::job::Wire;
 use protocol::plan::{Ask, Fabric, Member, Plan, SiteSpec, Stage, netcheck};
 use protocol::tls::Security;
-use protocol::transport::{Doors, Endpoint, Link};
+use protocol::transport::{Doors, Endpoint, Link, RdmaWish};
 use protocol::{Call, JobId, Rank, RunId, Site, Slot, WorkerId};
 use rustix::time::{ClockId, clock_gettime};
 use std::error::Error;
@@ -156,7 +156,8 @@ async fn links(fabric: Fabric, secure: bool) -> Result<[Box<dyn Link>; 2]> {
             Security::Insecure
         };
         let address = "127.0.0.1:0".parse()?;
-        endpoints.push(Endpoint::bind(Doors { address, security, fabrics: vec![fabric] }).await?);
+        let (fabrics, rdma) = (vec![fabric], RdmaWish::default());
+        endpoints.push(Endpoint::bind(Doors { address, security, fabrics, rdma }).await?);
     }
     let plan = plan(&endpoints);
     let sites = sites();

@@ -20,11 +20,13 @@ mod incoming;
 mod ledger;
 pub mod memory;
 pub mod quic;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod shm;
 pub mod stream;
 pub mod tcp;
 
-pub use endpoint::{Doors, Endpoint, EndpointError};
+pub use endpoint::{Doors, Endpoint, EndpointError, RdmaWish};
 pub use enrol::enrol;
 pub use hangup::Hangup;
 pub use ledger::{LinkSpec, VERSIONS_MAX};

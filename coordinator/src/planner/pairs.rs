@@ -84,10 +84,7 @@ impl Links {
     /// The links between `count` workers; `figures` says what values from one place to another, never
     /// the same, cross at. None if it does not know one of them.
     #[must_use]
-    pub fn all(
-        count: usize,
-        figures: impl Fn(usize, usize) -> Option<LinkSpeed>,
-    ) -> Option<Self> {
+    pub fn all(count: usize, figures: impl Fn(usize, usize) -> Option<LinkSpeed>) -> Option<Self> {
         let own = LinkSpeed { bandwidth: u64::MAX, latency: Duration::ZERO };
         let each = |place| match (place / count, place % count) {
             (from, to) if from == to => Some(own),

@@ -1,7 +1,7 @@
 //! Why a plan is as it is, in words for people.
 
-use super::branches::Share;
 use super::DISPLACED_STEPS_MIN;
+use super::branches::Share;
 use protocol::job::{JobSpec, Mode, Parallelism};
 use protocol::plan::Branch;
 

@@ -10,7 +10,7 @@ mod call;
 mod gate;
 mod offer;
 
-pub use self::offer::{Doors, EndpointError};
+pub use self::offer::{Doors, EndpointError, RdmaWish};
 
 use self::call::Unreached;
 use self::gate::{Expected, Gate, accept_calls, accept_streams};
@@ -39,7 +39,7 @@ pub struct Endpoint {
     address: SocketAddr,
     security: Security,
     gate: Arc<Gate>,
-    fabrics: Fabrics,
+    fabrics: Arc<Fabrics>,
     accepting: Vec<AbortHandle>,
 }
 
@@ -68,7 +68,7 @@ impl Endpoint {
         let unbound = |error| EndpointError::Listen { address, error };
         let socket = TcpListener::bind(address).await.map_err(unbound)?;
         let address = socket.local_addr().map_err(unbound)?;
-        let fabrics = Fabrics::open(address, &doors).await?;
+        let fabrics = Arc::new(Fabrics::open(address, &doors).await?);
         let (security, gate) = (doors.security, Arc::new(Gate::default()));
         let streams = accept_streams(socket, security.clone(), Arc::clone(&gate));
         let mut accepting = vec![tokio::spawn(streams).abort_handle()];
@@ -198,7 +198,7 @@ impl Endpoint {
         for (peer, met) in met {
             let spec = LinkSpec::new(plan.run.epoch, table.rank, peer, table);
             let (fabric, hangup) = (plan.fabric(table.rank, peer), hangup.clone());
-            let making_of = make(met, fabric, spec, hangup);
+            let making_of = make(met, fabric, spec, hangup, Arc::clone(&self.fabrics));
             making.spawn(async move { Ok((peer, making_of.await?)) });
         }
         let mut links = Links::new();
@@ -216,17 +216,21 @@ async fn make(
     fabric: Option<Fabric>,
     spec: LinkSpec,
     hangup: Hangup,
+    fabrics: Arc<Fabrics>,
 ) -> Result<Box<dyn Link>, LinkError> {
     let Met { connection, quic } = met;
     Ok(match (fabric, quic) {
         (Some(Fabric::Quic), Some(quic)) => Box::new(QuicLink::start(quic, &spec, &hangup)),
         (Some(Fabric::Shm), None) => Box::new(shm::establish(connection, &spec, &hangup).await?),
+        (Some(Fabric::Rdma), None) => fabrics.over_rdma(connection, &spec, &hangup).await?,
         (Some(Fabric::Tcp), None) => Box::new(TcpLink::start(connection, &spec, &hangup)),
-        (fabric, _) => {
-            let fabric = fabric.map_or("no fabric", Fabric::name);
-            return Err(closed(spec.peer, &format!("{fabric} does not carry links here")));
-        }
+        (fabric, _) => return Err(not_carried(fabric, &spec)),
     })
+}
+
+fn not_carried(fabric: Option<Fabric>, spec: &LinkSpec) -> LinkError {
+    let fabric = fabric.map_or("no fabric", Fabric::name);
+    closed(spec.peer, &format!("{fabric} does not carry links here"))
 }
 
 fn closed(peer: Rank, cause: &impl ToString) -> LinkError {

@@ -87,7 +87,7 @@ impl Drop for Ticket {
 }
 
 impl Ledger {
-    fn new(epoch: Epoch, from: Rank, slots: &[SlotSpec]) -> Self {
+    pub(super) fn new(epoch: Epoch, from: Rank, slots: &[SlotSpec]) -> Self {
         let entry = |spec: &SlotSpec| {
             let entry = Entry { bytes: spec.bytes, newest: None, under_way: Arc::default() };
             (spec.slot.site, entry)

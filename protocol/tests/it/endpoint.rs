@@ -5,7 +5,7 @@ use crate::identity::Cluster;
 use protocol::identity::Role;
 use protocol::plan::{Fabric, Plan};
 use protocol::tls::Security;
-use protocol::transport::{Doors, Endpoint, EndpointError, LinkError};
+use protocol::transport::{Doors, Endpoint, EndpointError, LinkError, RdmaWish};
 use protocol::{Call, Rank};
 use std::net::SocketAddr;
 
@@ -91,7 +91,8 @@ async fn without_identities_too() {
 #[tokio::test]
 async fn a_fabric_that_is_asked_for_and_cannot_be_had_is_named() {
     let fabrics = vec![Fabric::Tcp, Fabric::Nccl];
-    let doors = Doors { address: loopback(), security: Security::Insecure, fabrics };
+    let rdma = RdmaWish::default();
+    let doors = Doors { address: loopback(), security: Security::Insecure, fabrics, rdma };
     let error = Endpoint::bind(doors).await.expect_err("no GPU");
     assert!(matches!(error, EndpointError::Fabric { fabric: Fabric::Nccl, .. }), "{error:?}");
     let some = bound(loopback(), Security::Insecure, vec![Fabric::Tcp]).await;

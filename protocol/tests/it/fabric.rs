@@ -12,7 +12,9 @@ use protocol::transport::connection::Connection;
 use protocol::transport::quic::{Congestion, QuicEndpoint, QuicLink};
 use protocol::transport::shm::{self, ShmLink};
 use protocol::transport::tcp::TcpLink;
-use protocol::transport::{Doors, Endpoint, Hangup, Landed, Link, LinkError, LinkSpec, memory};
+use protocol::transport::{
+    Doors, Endpoint, Hangup, Landed, Link, LinkError, LinkSpec, RdmaWish, memory,
+};
 use protocol::{Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -90,6 +92,16 @@ pub(crate) async fn landed(link: &mut dyn Link) -> Result<Landed, LinkError> {
 
 /// A way to make both ends of a link.
 pub(crate) trait Fabric {
+    /// How many values of 1 MiB it moves in some seconds.
+    fn large_values(&self) -> u32 {
+        2_000
+    }
+
+    /// Why it cannot be tried on this machine.
+    fn missing(&self) -> Option<String> {
+        None
+    }
+
     async fn pair(&self, specs: &[LinkSpec; 2]) -> [Box<dyn Link>; 2];
 }
 
@@ -209,5 +221,7 @@ pub(crate) async fn bound(
     security: Security,
     fabrics: Vec<plan::Fabric>,
 ) -> Endpoint {
-    Endpoint::bind(Doors { address, security, fabrics }).await.expect("a free port")
+    Endpoint::bind(Doors { address, security, fabrics, rdma: RdmaWish::default() })
+        .await
+        .expect("a free port")
 }

@@ -9,6 +9,8 @@ mod identity;
 mod plan;
 mod proxy;
 mod quic;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod shm;
 mod strategy;
 mod stream;

@@ -9,7 +9,7 @@ use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
 use protocol::plan::Fabric;
-use protocol::transport::{Doors, Endpoint};
+use protocol::transport::{Doors, Endpoint, RdmaWish};
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -33,6 +33,15 @@ pub(super) struct JoinArgs {
     /// take the nearest that both have: nccl, shm, rdma, quic, tcp [default: all that there are].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fabric: Vec<Fabric>,
+    /// The RDMA device to use, as in /sys/class/infiniband [default: the first that has an active port].
+    #[arg(long, value_name = "NAME")]
+    rdma_device: Option<String>,
+    /// Its port [default: the first active one].
+    #[arg(long, value_name = "N")]
+    rdma_port: Option<u8>,
+    /// The index in the port's GID table [default: over RoCE the version 2 entry of the address].
+    #[arg(long, value_name = "N")]
+    rdma_gid: Option<u8>,
     /// What logs and status call this worker [default: host name and process number].
     #[arg(long)]
     name: Option<String>,
@@ -73,7 +82,16 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let listen = identity.listen(arguments.listen)?;
     let (address, name) = (arguments.coordinator, arguments.name);
     let security = identity.security(&address, name.as_deref()).await?;
-    let doors = Doors { address: listen, security: security.clone(), fabrics: arguments.fabric };
+    let doors = Doors {
+        address: listen,
+        security: security.clone(),
+        fabrics: arguments.fabric,
+        rdma: RdmaWish {
+            device: arguments.rdma_device,
+            port: arguments.rdma_port,
+            gid_index: arguments.rdma_gid,
+        },
+    };
     let endpoint = Endpoint::bind(doors).await?;
     let names: Vec<&str> = endpoint.offers().iter().map(|offer| offer.fabric().name()).collect();
     tracing::info!("fabrics offered to peers: {}", names.join(", "));

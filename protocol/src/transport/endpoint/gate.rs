@@ -177,11 +177,7 @@ pub(super) async fn accept_streams(socket: TcpListener, security: Security, gate
 }
 
 /// The same over QUIC, whose endpoint limits callers that have not opened a stream.
-pub(super) async fn accept_calls(
-    quic: Arc<QuicEndpoint>,
-    security: Security,
-    gate: Arc<Gate>,
-) {
+pub(super) async fn accept_calls(quic: Arc<QuicEndpoint>, security: Security, gate: Arc<Gate>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     while let Some(opened) = quic.accept().await {
         let address = opened.1.peer;

@@ -1,12 +1,13 @@
 //! Which fabrics a worker has, and why not others.
 
 use super::call::Way;
+use super::not_carried;
 use crate::id::Rank;
 use crate::plan::{Fabric, Lack, Offer, Plan};
 use crate::tls::Security;
-use crate::transport::LinkError;
+use crate::transport::connection::Connection;
 use crate::transport::quic::{Congestion, QuicEndpoint};
-use crate::transport::shm;
+use crate::transport::{Hangup, Link, LinkError, LinkSpec, shm};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +21,19 @@ pub struct Doors {
     pub security: Security,
     /// The fabrics to offer, each of which must be had; none named offers what there is.
     pub fabrics: Vec<Fabric>,
+    /// What to use of the machine's RDMA devices.
+    pub rdma: RdmaWish,
+}
+
+/// Which RDMA device to use, and how; what is left open is chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RdmaWish {
+    /// Its name, as in `/sys/class/infiniband`.
+    pub device: Option<String>,
+    /// Its port's number, from 1.
+    pub port: Option<u8>,
+    /// The index in the port's GID table.
+    pub gid_index: Option<u8>,
 }
 
 /// Why a worker cannot open what it is to open.
@@ -50,12 +64,20 @@ pub(super) struct Fabrics {
     pub(super) offers: Vec<Offer>,
     pub(super) lacks: Vec<Lack>,
     pub(super) quic: Option<Arc<QuicEndpoint>>,
+    #[cfg(feature = "rdma")]
+    pub(super) rdma: Option<Arc<crate::transport::rdma::Device>>,
 }
 
 impl Fabrics {
     /// Those that a worker whose TCP door is at `address` has.
     pub(super) async fn open(address: SocketAddr, doors: &Doors) -> Result<Self, EndpointError> {
-        let mut fabrics = Self { offers: Vec::new(), lacks: Vec::new(), quic: None };
+        let mut fabrics = Self {
+            offers: Vec::new(),
+            lacks: Vec::new(),
+            quic: None,
+            #[cfg(feature = "rdma")]
+            rdma: None,
+        };
         let asked = &doors.fabrics;
         for fabric in Fabric::ALL.iter().copied() {
             if !asked.is_empty() && !asked.contains(&fabric) {
@@ -63,7 +85,7 @@ impl Fabrics {
                 fabrics.lacks.push(Lack { fabric, cause });
                 continue;
             }
-            match fabrics.offer(fabric, address, &doors.security).await {
+            match fabrics.offer(fabric, address, doors).await {
                 Ok(offer) => fabrics.offers.push(offer),
                 Err(cause) if asked.is_empty() => fabrics.lacks.push(Lack { fabric, cause }),
                 Err(cause) => return Err(EndpointError::Fabric { fabric, cause }),
@@ -76,15 +98,34 @@ impl Fabrics {
         &mut self,
         fabric: Fabric,
         address: SocketAddr,
-        security: &Security,
+        doors: &Doors,
     ) -> Result<Offer, String> {
         match fabric {
             Fabric::Nccl => Err("this worker computes on no GPU that NCCL reaches".to_owned()),
             Fabric::Shm => shm::memory().map(Offer::Shm).map_err(|error| error.to_string()),
-            Fabric::Rdma => Err("this worker was built without RDMA (--features rdma)".to_owned()),
-            Fabric::Quic => self.open_quic(address, security).await,
+            Fabric::Rdma => self.open_rdma(address, &doors.rdma),
+            Fabric::Quic => self.open_quic(address, &doors.security).await,
             Fabric::Tcp => Ok(Offer::Tcp),
         }
+    }
+
+    #[cfg(feature = "rdma")]
+    fn open_rdma(&mut self, address: SocketAddr, wish: &RdmaWish) -> Result<Offer, String> {
+        use crate::transport::rdma::{Device, RdmaOptions};
+        let RdmaWish { device, port, gid_index } = wish.clone();
+        let address = Some(address.ip()).filter(|address| !address.is_unspecified());
+        let opened = Device::open(&RdmaOptions { device, port, gid_index, address });
+        let device = opened.map_err(|error| error.to_string())?;
+        tracing::info!("RDMA over {device}");
+        let roce = device.is_ethernet();
+        self.rdma = Some(Arc::new(device));
+        Ok(Offer::Rdma { roce })
+    }
+
+    #[cfg(not(feature = "rdma"))]
+    #[expect(clippy::unused_self, reason = "as with RDMA")]
+    fn open_rdma(&mut self, _: SocketAddr, _: &RdmaWish) -> Result<Offer, String> {
+        Err("this worker was built without RDMA (--features rdma)".to_owned())
     }
 
     async fn open_quic(
@@ -103,6 +144,30 @@ impl Fabrics {
         let port = quic.address().port();
         self.quic = Some(Arc::new(quic));
         Ok(Offer::Quic { port })
+    }
+
+    /// The link that the RDMA device makes.
+    #[cfg(feature = "rdma")]
+    pub(super) async fn over_rdma(
+        &self,
+        connection: Connection,
+        spec: &LinkSpec,
+        hangup: &Hangup,
+    ) -> Result<Box<dyn Link>, LinkError> {
+        let device = self.rdma.as_ref().ok_or_else(|| not_carried(Some(Fabric::Rdma), spec))?;
+        Ok(Box::new(crate::transport::rdma::establish(connection, device, spec, hangup).await?))
+    }
+
+    /// No link: nobody is offered RDMA by a worker that was built without it.
+    #[cfg(not(feature = "rdma"))]
+    #[expect(clippy::unused_async, reason = "as with RDMA")]
+    pub(super) async fn over_rdma(
+        &self,
+        _: Connection,
+        spec: &LinkSpec,
+        _: &Hangup,
+    ) -> Result<Box<dyn Link>, LinkError> {
+        Err(not_carried(Some(Fabric::Rdma), spec))
     }
 
     /// How `own` calls `peer`.
