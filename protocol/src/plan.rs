@@ -246,7 +246,7 @@ impl Plan {
     #[must_use]
     pub fn link_fabric(&self, one: Rank, other: Rank) -> Option<Fabric> {
         let links = |fabrics: &[Fabric]| -> Vec<Fabric> {
-            fabrics.iter().copied().filter(|fabric| *fabric != Fabric::Nccl).collect()
+            fabrics.iter().copied().filter(|fabric| fabric.is_link()).collect()
         };
         let named = links(&self.fabrics);
         let allowed = if named.is_empty() { links(Fabric::ALL) } else { named };

@@ -29,6 +29,12 @@ impl Fabric {
     /// Every fabric, nearest first.
     pub const ALL: &[Self] = &[Self::Nccl, Self::Shm, Self::Rdma, Self::Quic, Self::Tcp];
 
+    /// Whether it makes links. NCCL does not: ranks that have it have a link beside it.
+    #[must_use]
+    pub fn is_link(self) -> bool {
+        self != Self::Nccl
+    }
+
     /// The name on the command line and on the wire.
     #[must_use]
     pub fn name(self) -> &'static str {
