@@ -87,6 +87,10 @@ impl Collective for Threads {
         for (peer, bytes) in steps.iter().flat_map(|step| self.parts(step, false)) {
             self.to[peer].send(values[bytes].to_vec()).ok(); // it may have ended
         }
+        // What is received may arrive from now on: whoever reads it before it is followed reads this.
+        for (_, bytes) in steps.iter().flat_map(|step| self.parts(step, true)) {
+            write(buffer, bytes.clone(), &vec![0x55; bytes.len()]);
+        }
         self.begun += 1;
         self.under_way.push_back((Ticket(self.begun), steps.to_vec(), buffer.clone()));
         Ok(Ticket(self.begun))
