@@ -12,6 +12,7 @@
 
 mod band;
 mod fabric;
+mod nccl;
 pub mod netcheck;
 mod shard;
 mod slot;
@@ -19,6 +20,7 @@ mod strip;
 
 pub use band::{Band, BandError, check_tiling, split_evenly};
 pub use fabric::{Fabric, Lack, Offer, SharedMemory, nearest, shared};
+pub use nccl::{COMMUNICATOR_ID_BYTES, Collectives, NcclDevice, Operation, Step};
 pub use shard::Shard;
 pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
@@ -231,10 +233,24 @@ impl Plan {
         self.spec.guidance > 1.0
     }
 
-    /// Over what two ranks exchange. None: they share no fabric that may be used.
+    /// Over what two ranks exchange most: by NCCL, or over their link. None: they share no fabric that may
+    /// be used.
     #[must_use]
     pub fn fabric(&self, one: Rank, other: Rank) -> Option<Fabric> {
-        nearest(&self.member(one)?.offers, &self.member(other)?.offers, &self.fabrics)
+        let nccl = self.nccl_group(one).contains(&other) && one != other;
+        if nccl { Some(Fabric::Nccl) } else { self.link_fabric(one, other) }
+    }
+
+    /// Over what two ranks have a link: every two do, as little crosses by NCCL but what layers exchange.
+    /// Where NCCL alone may be used, the link is over whatever is nearest.
+    #[must_use]
+    pub fn link_fabric(&self, one: Rank, other: Rank) -> Option<Fabric> {
+        let links = |fabrics: &[Fabric]| -> Vec<Fabric> {
+            fabrics.iter().copied().filter(|fabric| fabric.is_link()).collect()
+        };
+        let named = links(&self.fabrics);
+        let allowed = if named.is_empty() { links(Fabric::ALL) } else { named };
+        nearest(&self.member(one)?.offers, &self.member(other)?.offers, &allowed)
     }
 
     /// How many predictions `rank` computes as one batch.

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod conv;
 pub mod linear;
+pub mod nccl;
 pub mod norm;
 pub mod staging;
 

@@ -11,6 +11,7 @@ pub mod run;
 mod staleness;
 
 use self::cores::Cores;
+use crate::device::nccl::{self, NcclError};
 use crate::device::{Device, DeviceChoice};
 use crate::kernels::{Isa, Needed};
 use crate::memory;
@@ -20,7 +21,7 @@ use crate::model::tensor::Memory;
 use bytes::Bytes;
 use protocol::job::{Dtype, ModelCard};
 use protocol::message::ToCoordinator;
-use protocol::plan::{Plan, SiteSpec};
+use protocol::plan::{NcclDevice, Plan, SiteSpec};
 use protocol::transport::Links;
 use protocol::{Fault, Rank};
 use std::num::NonZeroUsize;
@@ -161,6 +162,15 @@ impl Engine {
     #[must_use]
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// What peers must know of its GPU to exchange with it by NCCL.
+    ///
+    /// # Errors
+    /// If it computes on none, or there is no NCCL.
+    pub fn nccl(&self) -> Result<NcclDevice, NcclError> {
+        let none = NcclError::NotOn(DeviceChoice::Cpu);
+        self.checkpoint.device().ok_or(none).and_then(nccl::offer)
     }
 
     /// What computes: the device, or the instruction set that our own kernels run on.

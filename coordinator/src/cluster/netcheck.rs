@@ -47,7 +47,9 @@ impl Netcheck {
         for (at, one) in workers.iter().enumerate() {
             for other in &workers[at + 1..] {
                 let both = shared(&one.offers, &other.offers);
-                let asked = |fabric: &Fabric| fabrics.is_empty() || fabrics.contains(fabric);
+                let asked = |fabric: &Fabric| {
+                    fabric.is_link() && (fabrics.is_empty() || fabrics.contains(fabric))
+                };
                 waiting.extend(both.into_iter().filter(asked).map(|fabric| {
                     let workers = [one.clone(), other.clone()];
                     Pair { workers, fabric }

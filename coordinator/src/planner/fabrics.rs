@@ -4,19 +4,30 @@ use super::Candidate;
 use protocol::message::PairView;
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{Fabric, Plan, nearest, shared};
-use protocol::{Fault, FaultKind, WorkerId};
+use protocol::{Fault, FaultKind, Rank, WorkerId};
 
 /// Checks that every two ranks of `plan` share a fabric that may be used; `workers` are its ranks.
 pub(super) fn check(plan: &Plan, workers: &[&Candidate]) -> Result<(), Fault> {
-    for (at, one) in workers.iter().enumerate() {
-        for other in &workers[at + 1..] {
-            if nearest(&one.offers, &other.offers, &plan.fabrics).is_none() {
+    for (rank, one) in plan.ranks().zip(workers) {
+        for (peer, other) in plan.ranks().zip(workers).skip(rank.index() + 1) {
+            if !exchange(plan, rank, peer) {
                 let cause = none_shared(one, other, &plan.fabrics);
                 return Err(Fault::new(FaultKind::InvalidRequest, cause));
             }
         }
     }
     Ok(())
+}
+
+/// Whether two ranks of `plan` have what it asks for. NCCL is within a branch: if it alone may be used, what
+/// crosses between branches has links none the less, as all that is small.
+fn exchange(plan: &Plan, one: Rank, other: Rank) -> bool {
+    let branch = |rank: Rank| plan.member(rank).map(|member| member.branch);
+    let nccl_alone = plan.fabrics == [Fabric::Nccl] && branch(one) == branch(other);
+    match plan.fabric(one, other) {
+        None => false,
+        Some(fabric) => fabric == Fabric::Nccl || !nccl_alone,
+    }
 }
 
 fn none_shared(one: &Candidate, other: &Candidate, allowed: &[Fabric]) -> String {
@@ -41,7 +52,11 @@ fn why_not(one: &Candidate, other: &Candidate, fabric: Fabric) -> String {
         }
     }
     match fabric {
-        Fabric::Nccl | Fabric::Shm => format!("no {fabric}, for they share no memory"),
+        Fabric::Nccl => format!(
+            "no {fabric}, for they are not on two GPUs of one machine with one version of it, or do not \
+             render bands of one branch"
+        ),
+        Fabric::Shm => format!("no {fabric}, for they share no memory"),
         _ => format!("no {fabric}, for one device is InfiniBand and the other Ethernet"),
     }
 }

@@ -3,6 +3,7 @@
 //! Both ends of a pair decide for themselves, from what the members of the plan offer: the plan is the
 //! same everywhere, so they agree.
 
+use super::NcclDevice;
 use crate::job::UnknownName;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -27,6 +28,12 @@ pub enum Fabric {
 impl Fabric {
     /// Every fabric, nearest first.
     pub const ALL: &[Self] = &[Self::Nccl, Self::Shm, Self::Rdma, Self::Quic, Self::Tcp];
+
+    /// Whether it makes links. NCCL does not: ranks that have it have a link beside it.
+    #[must_use]
+    pub fn is_link(self) -> bool {
+        self != Self::Nccl
+    }
 
     /// The name on the command line and on the wire.
     #[must_use]
@@ -78,6 +85,8 @@ pub struct SharedMemory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Offer {
+    /// A GPU, to those of its machine.
+    Nccl(NcclDevice),
     /// Memory of its machine.
     Shm(SharedMemory),
     /// A port of an RDMA device; InfiniBand and RoCE do not reach each other.
@@ -99,6 +108,7 @@ impl Offer {
     #[must_use]
     pub fn fabric(&self) -> Fabric {
         match self {
+            Self::Nccl(_) => Fabric::Nccl,
             Self::Shm(_) => Fabric::Shm,
             Self::Rdma { .. } => Fabric::Rdma,
             Self::Quic { .. } => Fabric::Quic,
@@ -106,10 +116,20 @@ impl Offer {
         }
     }
 
+    /// The GPU, if it is one.
+    #[must_use]
+    pub(super) fn nccl(&self) -> Option<&NcclDevice> {
+        match self {
+            Self::Nccl(device) => Some(device),
+            _ => None,
+        }
+    }
+
     /// Whether values can cross between who offers this and who offers `other`.
     #[must_use]
     pub fn reaches(&self, other: &Self) -> bool {
         match (self, other) {
+            (Self::Nccl(own), Self::Nccl(theirs)) => own.reaches(theirs),
             (Self::Shm(own), Self::Shm(theirs)) => own == theirs,
             (Self::Rdma { roce }, Self::Rdma { roce: theirs }) => roce == theirs,
             (Self::Quic { .. }, Self::Quic { .. }) | (Self::Tcp, Self::Tcp) => true,

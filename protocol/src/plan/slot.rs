@@ -3,6 +3,7 @@
 //! The model lists its exchange points; with a plan's bands that gives every slot's size. Both
 //! ends of a link compute the same table and compare its [`Digest`] before any value crosses.
 
+use super::nccl::{self, COMMUNICATOR_ID_BYTES};
 use super::{Axis, Band, Plan};
 use crate::id::{Rank, Site, Slot};
 use crate::job::{Decode, Wire};
@@ -37,6 +38,8 @@ pub enum Ask {
     /// The latent rows to decode, from the ranks that report them, if they are not all of the own
     /// band.
     Latent,
+    /// How the ranks of a group find each other, and leave, that exchange by NCCL.
+    Communicator,
 }
 
 /// Which part of a run a site belongs to.
@@ -106,7 +109,8 @@ pub struct SlotSpec {
     pub bytes: usize,
 }
 
-/// Every slot that one rank sends or receives in a run.
+/// Every slot that one rank sends or receives over links in a run. What crosses by NCCL is in
+/// [`Collectives`](super::Collectives).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotTable {
     /// Whose it is.
@@ -122,14 +126,16 @@ impl SlotTable {
     #[must_use]
     pub fn new(plan: &Plan, sites: &[SiteSpec], rank: Rank) -> Self {
         let mut table = Self { rank, posts: Vec::new(), lands: Vec::new() };
+        let near = plan.nccl_group(rank);
         for (number, spec) in sites.iter().enumerate() {
             let Ok(number) = u16::try_from(number) else { break };
             let site = Site(number);
             let slot = |from, to| {
-                let bytes = values(plan, spec, from, to)? * spec.wire(plan.spec.wire).bytes();
+                let bytes = bytes(plan, spec, from, to)?;
                 Some(SlotSpec { slot: Slot { from, site }, to, bytes })
             };
-            for peer in plan.ranks().filter(|peer| *peer != rank) {
+            let linked = |peer: &Rank| !(nccl::carries(spec) && near.contains(peer));
+            for peer in plan.ranks().filter(|peer| *peer != rank).filter(linked) {
                 table.posts.extend(slot(rank, peer));
                 table.lands.extend(slot(peer, rank));
             }
@@ -170,6 +176,11 @@ pub fn rows_sent(plan: &Plan, ask: Ask, from: Rank, to: Rank) -> Option<Band> {
     }
 }
 
+/// Bytes that `from` sends `to` in a call of the site; None if it never sends any.
+pub(super) fn bytes(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
+    Some(values(plan, spec, from, to)? * spec.wire(plan.spec.wire).bytes())
+}
+
 /// Values that `from` sends `to` in a call of the site; None if it never sends any.
 fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
     let (sender, receiver) = (plan.member(from)?, plan.member(to)?);
@@ -208,6 +219,10 @@ fn values(plan: &Plan, spec: &SiteSpec, from: Rank, to: Rank) -> Option<usize> {
         }
         Ask::Summand | Ask::Sum => None,
         Ask::Change => (plan.adapts(from) && plan.adapts(to)).then_some(1),
+        Ask::Communicator => {
+            let id = COMMUNICATOR_ID_BYTES / spec.wire(plan.spec.wire).bytes();
+            plan.nccl_group(from).contains(&to).then_some(id)
+        }
         Ask::Prediction | Ask::Latent => {
             rows_sent(plan, spec.ask, from, to).map(|band| to_usize(band.rows) * row)
         }

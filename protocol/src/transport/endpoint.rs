@@ -159,7 +159,7 @@ impl Endpoint {
                 Some(mut caller) = expected.callers.recv() => {
                     let from = caller.hello.from;
                     let known = recognise(plan, from, &caller.met.connection)
-                        .and_then(|()| came_by(plan.fabric(own, from), &caller.met));
+                        .and_then(|()| came_by(plan.link_fabric(own, from), &caller.met));
                     if let Err(fault) = known {
                         self.gate.refused(caller.met.connection.peer, &fault.cause);
                         caller.refuse(fault).await;
@@ -197,7 +197,7 @@ impl Endpoint {
         let mut making = JoinSet::new();
         for (peer, met) in met {
             let spec = LinkSpec::new(plan.run.epoch, table.rank, peer, table);
-            let (fabric, hangup) = (plan.fabric(table.rank, peer), hangup.clone());
+            let (fabric, hangup) = (plan.link_fabric(table.rank, peer), hangup.clone());
             let making_of = make(met, fabric, spec, hangup, Arc::clone(&self.fabrics));
             making.spawn(async move { Ok((peer, making_of.await?)) });
         }

@@ -103,7 +103,7 @@ async fn a_fabric_that_is_asked_for_and_cannot_be_had_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_whose_ranks_share_nothing_opens_no_link() {
     let (_cluster, endpoints) = endpoints(2).await;
-    let plan = plan_of(&endpoints, &[Fabric::Nccl]);
+    let plan = plan_of(&endpoints, &[Fabric::Rdma]);
     let error = endpoints[1].open(&plan, Rank(1), &sites(&SIZES)).await.expect_err("no fabric");
     assert!(matches!(error, LinkError::Closed { peer: Rank(0), .. }), "{error:?}");
     assert!(error.to_string().contains("no fabric"), "{error}");

@@ -6,6 +6,7 @@ mod conformance;
 mod endpoint;
 mod fabric;
 mod identity;
+mod nccl;
 mod plan;
 mod proxy;
 mod quic;

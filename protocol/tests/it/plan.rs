@@ -31,7 +31,7 @@ fn heights(units: u32, cuts: &[u32]) -> Vec<u32> {
     edges.windows(2).map(|edge| edge[1] - edge[0]).collect()
 }
 
-fn plans() -> impl Strategy<Value = Plan> {
+pub(crate) fn plans() -> impl Strategy<Value = Plan> {
     let cuts = || vec(any::<u32>(), 0..6);
     let ways = prop::sample::select(Parallelism::ALL);
     (8_u32..40, any::<bool>(), cuts(), cuts(), ways).prop_map(
@@ -67,7 +67,7 @@ fn plans() -> impl Strategy<Value = Plan> {
     )
 }
 
-fn sites() -> Vec<SiteSpec> {
+pub(crate) fn sites() -> Vec<SiteSpec> {
     let site = |ask, stage, halvings| SiteSpec {
         path: format!("{ask:?}"),
         ask,
@@ -86,6 +86,7 @@ fn sites() -> Vec<SiteSpec> {
         site(Ask::Summand, Stage::Denoise, 1),
         site(Ask::Sum, Stage::Denoise, 1),
         site(Ask::Latent, Stage::Latent, 0),
+        site(Ask::Communicator, Stage::Latent, 0),
         site(Ask::Halo { rows: 1 }, Stage::Decode, -1),
         site(Ask::Gather, Stage::Decode, 0),
         site(Ask::Gather, Stage::Tiles, 0),

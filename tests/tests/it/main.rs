@@ -7,5 +7,6 @@ mod device;
 mod exchange_volume;
 mod golden_distri;
 mod golden_single;
+mod gpu;
 mod parity;
 mod tidy;

@@ -147,6 +147,7 @@ fn d8_unsafe_stays_where_it_is_expected() {
             || source.path == "worker/src/model/files.rs"
             || source.path.starts_with("protocol/src/transport/shm")
             || source.path.starts_with("protocol/src/transport/rdma/verbs")
+            || source.path.starts_with("worker/src/device/nccl/")
             || ["conv", "staging"]
                 .map(|what| format!("worker/src/device/{what}/cuda.rs"))
                 .contains(&source.path);

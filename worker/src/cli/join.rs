@@ -8,7 +8,7 @@ use crate::engine::{Engine, EngineOptions, MemoryLeft};
 use crate::memory::resident_bytes;
 use anyhow::{Context, bail};
 use protocol::message::Join;
-use protocol::plan::Fabric;
+use protocol::plan::{Fabric, Lack, Offer};
 use protocol::transport::{Doors, Endpoint, RdmaWish};
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
@@ -85,7 +85,7 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let doors = Doors {
         address: listen,
         security: security.clone(),
-        fabrics: arguments.fabric,
+        fabrics: arguments.fabric.iter().copied().filter(|fabric| fabric.is_link()).collect(),
         rdma: RdmaWish {
             device: arguments.rdma_device,
             port: arguments.rdma_port,
@@ -93,13 +93,14 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         },
     };
     let endpoint = Endpoint::bind(doors).await?;
-    let names: Vec<&str> = endpoint.offers().iter().map(|offer| offer.fabric().name()).collect();
-    tracing::info!("fabrics offered to peers: {}", names.join(", "));
-    for lack in endpoint.lacks() {
-        tracing::info!("no {}: {}", lack.fabric, lack.cause);
-    }
     let options = arguments.engine.options();
     let engine = load(options).await?;
+    let (offers, lacks) = offered(&endpoint, &engine, &arguments.fabric)?;
+    let names: Vec<&str> = offers.iter().map(|offer| offer.fabric().name()).collect();
+    tracing::info!("fabrics offered to peers: {}", names.join(", "));
+    for lack in &lacks {
+        tracing::info!("no {}: {}", lack.fabric, lack.cause);
+    }
     let threads = engine.cores().threads();
     let threads = u16::try_from(threads.get()).context("--threads is too large")?;
     match engine.cores().placement() {
@@ -113,8 +114,8 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let about = Join {
         name: name.unwrap_or_else(own_name),
         listen: endpoint.address(),
-        offers: endpoint.offers().to_vec(),
-        lacks: endpoint.lacks().to_vec(),
+        offers,
+        lacks,
         model: engine.card().clone(),
         threads,
         kernels: engine.kernels(),
@@ -138,6 +139,29 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     }
     let coordinator = actor::Coordinator { address, security };
     Err(actor::join(&coordinator, about, engine, endpoint).await.into())
+}
+
+/// What it offers its peers and why not more: the endpoint's fabrics, and NCCL if it computes on a GPU.
+fn offered(
+    endpoint: &Endpoint,
+    engine: &Engine,
+    asked: &[Fabric],
+) -> anyhow::Result<(Vec<Offer>, Vec<Lack>)> {
+    let (fabric, mut offers) = (Fabric::Nccl, endpoint.offers().to_vec());
+    let links = endpoint.lacks().iter().filter(|lack| lack.fabric.is_link());
+    let mut lacks: Vec<Lack> = links.cloned().collect();
+    let nccl = match engine.nccl() {
+        _ if !asked.is_empty() && !asked.contains(&fabric) => {
+            Err("it was not among those of --fabric".to_owned())
+        }
+        Err(error) if asked.is_empty() => Err(error.to_string()),
+        nccl => Ok(nccl.with_context(|| format!("--fabric {fabric}"))?),
+    };
+    match nccl {
+        Ok(device) => offers.insert(0, Offer::Nccl(device)),
+        Err(cause) => lacks.insert(0, Lack { fabric, cause }),
+    }
+    Ok((offers, lacks))
 }
 
 /// Bytes that it may still take, of what the machine or its GPU has left, having loaded its model.

@@ -30,7 +30,8 @@ pub fn render(checkpoint: &Checkpoint, run: Run) {
     let Run { plan, rank, links, cancel, out } = run;
     let said = Said { run: plan.run, out };
     let mesh = Mesh::new(&plan, checkpoint.sites(), rank, links, cancel);
-    let rendered = mesh.map_err(Error::Exchange).and_then(|mesh| {
+    let rendered = mesh.map_err(Error::Exchange).and_then(|mut mesh| {
+        mesh.join(&plan, checkpoint.sites(), checkpoint.device())?;
         let mut band = BandRun::new(checkpoint, &plan, rank, mesh, &said)?;
         band.encode()
             .and_then(|conditioning| {
@@ -228,7 +229,7 @@ impl<'a> BandRun<'a> {
             self.report_step(calls, started.elapsed())?;
             self.call += 1;
         }
-        Ok(())
+        self.mesh.part()
     }
 
     /// The guided prediction of one model call.
@@ -263,6 +264,7 @@ impl<'a> BandRun<'a> {
             self.mesh.leave()?;
             let (place, sites) = ((self.plan, self.rank), self.checkpoint.sites());
             self.staleness.leave(&mut self.mesh, place, sites, (call, last))?;
+            self.mesh.settle()?;
             let prediction = self.on_host(prediction)?;
             rows::meet(&mut self.mesh, self.plan, self.rank, call, prediction)?
         };

@@ -130,6 +130,7 @@ impl Checkpoint {
             ("strip.columns", Ask::Strip(Axis::Columns)),
             ("change", Ask::Change),
             ("latent", Ask::Latent),
+            ("communicator", Ask::Communicator),
         ];
         for (path, ask) in between {
             sites.borrow_mut().number(latent.site(path, ask, unet.config().channels));

@@ -7,7 +7,7 @@ use super::synchronous::{
     receive_peers_moments, receive_tokens, watch_edges, watch_moments, watch_tokens, with_variance,
     with_variance_on_device,
 };
-use crate::device::norm;
+use crate::device::{Array, norm};
 use crate::kernels::Moment;
 use crate::model::Result;
 use crate::model::exchange::{DeviceMoments, Exchange, Halo, Moments, Rows};
@@ -90,12 +90,14 @@ impl Exchange for Displaced<'_> {
             Mode::Stale => None,
             _ => return Ok(own.clone()),
         };
-        let stale = receive_peers_moments(self.mesh, site, self.from, own.count)?;
+        let over_own = self.mesh.group(site).rows_over_own();
+        let count = own.count + over_own.iter().map(|rows| own.count * rows).sum::<f64>();
+        let shares = shares(self.mesh, (site, self.from), own, count)?;
         if self.posts {
+            self.mesh.share(site, self.call, &own.groups)?;
             self.mesh.post_all(site, self.call, Outgoing::of(&own.groups), Needed::Later)?;
         }
-        let count = own.count + stale.iter().map(|band| band.count).sum::<f64>();
-        let whole = on_device(&stale, before.as_ref().unwrap_or(own), own, count)?;
+        let whole = on_device(&shares, before.as_ref().unwrap_or(own), own, count)?;
         with_variance_on_device(self.mesh.gn_variance(), own.count, whole)
     }
 
@@ -109,25 +111,56 @@ impl Exchange for Displaced<'_> {
     }
 }
 
-/// [`corrected`] on a device, of the peers' statistics and of the own ones, before and now: groups of
+/// What the peers' statistics of the call `from` add to raw ones of the whole image, whose groups have
+/// `count` values, [groups, 2]. In rank order, and in one arithmetic wherever they are (S-5): what the host
+/// knows it adds up, what came by NCCL the device does.
+fn shares(
+    mesh: &mut Mesh,
+    (site, from): (Site, Call),
+    own: &DeviceMoments,
+    count: f64,
+) -> Result<Array> {
+    let near = mesh.group(site).peers().into_iter().any(|peer| mesh.is_near(site, peer));
+    let x = own.on_device()?;
+    if !near {
+        let peers = receive_peers_moments(mesh, site, from, own.count)?;
+        let mut shares = vec![0.0; own.groups.elem_count()];
+        for band in peers {
+            for (moment, share) in band.groups.iter().zip(shares.chunks_exact_mut(2)) {
+                // As `norm::raw` and candle's division compute it.
+                let mean = f64::from(moment.mean);
+                let square = f64::from(moment.m2) * (1.0 / band.count) + mean * mean;
+                share[0] += mean * (band.count / count);
+                share[1] += square * (band.count / count);
+            }
+        }
+        return Ok(x.device.bring(cast_slice(&shares), DType::F64, x.values.dims())?);
+    }
+    let mut shares = x.values.zeros_like()?.to_dtype(DType::F64)?;
+    let group = mesh.group(site).clone();
+    for (peer, rows_over_own) in group.peers().into_iter().zip(group.rows_over_own()) {
+        let of_peer = own.count * rows_over_own;
+        let moments = if mesh.is_near(site, peer) {
+            mesh.near_rows(peer, (site, from), &own.groups)?.get(0)?
+        } else {
+            let bytes = mesh.receive(peer, site, from)?;
+            x.device.bring(&bytes, DType::F32, x.values.dims())?
+        };
+        shares = (shares + (norm::raw(&moments, of_peer)? * (of_peer / count))?)?;
+    }
+    Ok(shares)
+}
+
+/// [`corrected`] on a device, of the peers' shares and of the own statistics, before and now: groups of
 /// the whole image have `count` values.
 fn on_device(
-    peers: &[Moments],
+    shares: &Array,
     before: &DeviceMoments,
     own: &DeviceMoments,
     count: f64,
 ) -> Result<DeviceMoments> {
-    let mut shares = vec![0.0; own.groups.elem_count()];
-    for band in peers {
-        for (group, share) in shares.chunks_exact_mut(2).enumerate() {
-            let (mean, square) = raw(band, group);
-            share[0] += mean * band.count / count;
-            share[1] += square * band.count / count;
-        }
-    }
     let (now, before) = (own.on_device()?, before.on_device()?.values);
     let groups = now.make(Work::Norm, || {
-        let shares = now.device.bring(cast_slice(&shares), DType::F64, now.values.dims())?;
         // What the own band adds: its share of before, and how it changed since.
         let share = (norm::raw(before, own.count)? * (own.count / count - 1.0))?;
         let raw = ((norm::raw(now.values, own.count)? + share)? + shares)?;

@@ -1,7 +1,12 @@
 //! One rank's place among the others of a run: its links, what landed, what it waited.
 
+mod near;
+#[cfg(test)]
+mod tests;
+
 use super::drift::Drift;
 use super::group::Group;
+use super::nccl::Near;
 use super::outbox::{Address, Needed, Outbox, Outgoing};
 use super::slots::Slots;
 use super::wire;
@@ -35,6 +40,7 @@ pub struct Mesh {
     wires: Vec<Wire>,
     gn_variance: GnVariance,
     peers: Vec<Peer>,
+    near: Option<Near>,
     slots: Slots,
     own_moments: BTreeMap<Site, Moments>,
     own_on_device: BTreeMap<Site, DeviceMoments>,
@@ -117,6 +123,7 @@ impl Mesh {
             now: Call(0),
             keeps_all: plan.spec.mode == Mode::NoSync,
             peers,
+            near: None,
             own_moments: BTreeMap::new(),
             own_on_device: BTreeMap::new(),
             drift: (plan.spec.probe || plan.adapts(rank)).then(|| Drift::new(plan.spec.probe)),
@@ -154,6 +161,7 @@ impl Mesh {
             _ => false,
         };
         if watched {
+            self.settle()?;
             let values = values(&self.branch)?;
             self.drift.iter_mut().for_each(|drift| drift.see(site, &values, width));
         }
@@ -230,6 +238,11 @@ impl Mesh {
     /// # Errors
     /// If a peer is lost, or the device fails.
     pub fn leave(&mut self) -> Result<()> {
+        self.flush()?;
+        self.near.as_mut().map_or(Ok(()), |near| near.check_peaks(false))
+    }
+
+    fn flush(&mut self) -> Result<()> {
         self.send_arrived(true)?;
         (0..self.riders.len()).try_for_each(|peer| self.send_riders(peer))
     }
@@ -246,7 +259,7 @@ impl Mesh {
         self.post_to(to, Outgoing::Host(values.into()), Needed::Now)
     }
 
-    /// Sends `values` to every rank that answers the layer at `site`.
+    /// Sends `values` to every rank that answers the layer at `site` over a link.
     pub(super) fn post_all(
         &mut self,
         site: Site,
@@ -254,7 +267,10 @@ impl Mesh {
         values: Outgoing<'_>,
         needed: Needed,
     ) -> Result<()> {
-        let peers = self.group(site).peers();
+        let peers = self.linked(site);
+        if peers.is_empty() {
+            return Ok(());
+        }
         self.post_to(Address { peers, site, call }, values, needed)
     }
 
@@ -287,6 +303,9 @@ impl Mesh {
 
     /// Sends what a device computed and has arrived; all of it, if it is `waited` for.
     fn send_arrived(&mut self, waited: bool) -> Result<()> {
+        if waited && !self.outbox.is_empty() {
+            self.settle()?;
+        }
         while let Some((to, bytes)) = self.outbox.arrived(waited)? {
             self.send(&to, &bytes, Needed::Now)?;
         }
@@ -341,7 +360,7 @@ impl Mesh {
             }
             if since.is_none() {
                 since = Some((Instant::now(), profile::span(Work::Wait(peer))));
-                self.leave()?;
+                self.flush()?;
             }
             pollster::block_on(poll_fn(|cx| self.poll_landed(cx)))?;
         }
@@ -391,107 +410,5 @@ impl Mesh {
         Poll::Ready(said.unwrap_or_else(|_| {
             Fault::new(FaultKind::Cancelled, "the worker gave the run up".to_owned())
         }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use protocol::job::{Decode, JobSpec, Parallelism, Scheduler, Warmup};
-    use protocol::plan::{Branch, Geometry};
-    use protocol::transport::{Landed, LinkError};
-    use protocol::{RunId, WorkerId};
-    use std::net::{Ipv4Addr, SocketAddr};
-    use std::sync::{Arc, Mutex};
-
-    /// Writes down what it is given.
-    #[derive(Clone, Debug, Default)]
-    struct Notes(Arc<Mutex<Vec<(Site, u32)>>>);
-
-    impl Notes {
-        fn take(&self) -> Vec<(u16, u32)> {
-            let notes = std::mem::take(&mut *self.0.lock().unwrap());
-            notes.into_iter().map(|(site, call)| (site.0, call)).collect()
-        }
-    }
-
-    impl Link for Notes {
-        fn post(&mut self, slot: Slot, call: Call, _: Bytes) -> std::result::Result<(), LinkError> {
-            self.0.lock().unwrap().push((slot.site, call.0));
-            Ok(())
-        }
-
-        fn poll_landed(
-            &mut self,
-            _: &mut Context<'_>,
-        ) -> Poll<std::result::Result<Landed, LinkError>> {
-            Poll::Pending
-        }
-    }
-
-    fn mesh(notes: &Notes) -> Mesh {
-        let spec = JobSpec {
-            prompt: String::new(),
-            negative: None,
-            width: 64,
-            height: 64,
-            steps: 10,
-            guidance: 1.0,
-            seed: 1,
-            scheduler: Scheduler::Euler,
-            warmup: Warmup::Calls(0),
-            parallelism: Parallelism::Patch,
-            mode: Mode::Corrected,
-            gn_variance: GnVariance::Population,
-            wire: Wire::F32,
-            decode: Decode::Whole,
-            probe: false,
-            profile: false,
-        };
-        let member = |number: u32| Member {
-            worker: WorkerId(number.into()),
-            name: String::new(),
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
-            offers: Vec::new(),
-            branch: Branch::Whole,
-            band: Band { top: 4 * number, rows: 4 },
-            decodes: Band { top: 4 * number, rows: 4 },
-            identity: None,
-        };
-        let geometry = Geometry { rows: 8, columns: 8, channels: 4, row_unit: 4, vae_factor: 8 };
-        let run = RunId::default();
-        let members = vec![member(0), member(1)];
-        let plan = Plan { run, spec, geometry, members, fabrics: Vec::new() };
-        let site = |ask| SiteSpec {
-            path: String::new(),
-            ask,
-            stage: Stage::Denoise,
-            channels: 4,
-            halvings: 0,
-        };
-        let sites = [site(Ask::Moments { groups: 2 }), site(Ask::Gather)];
-        let links: Links = vec![(Rank(1), Box::new(notes.clone()))];
-        let (held, cancel) = oneshot::channel();
-        drop(held); // no test waits, so none is cancelled
-        Mesh::new(&plan, &sites, Rank(0), links, cancel).unwrap()
-    }
-
-    #[test]
-    fn small_values_ride_with_the_next_large_one_or_the_end_of_the_call() {
-        let notes = Notes::default();
-        let mut mesh = mesh(&notes);
-        let (norm, attention) = (Site(0), Site(1));
-        let large = vec![0.0; RIDER_BYTES_MAX];
-        let mut post = |site, call, values: &[f32], needed| {
-            mesh.post_all(site, Call(call), Outgoing::Host(values.into()), needed).unwrap();
-            notes.take()
-        };
-        assert_eq!(post(norm, 0, &[1.0; 4], Needed::Now), [(0, 0)], "waited for");
-        assert_eq!(post(norm, 1, &[1.0; 4], Needed::Later), []);
-        assert_eq!(post(attention, 1, &large, Needed::Later), [(0, 1), (1, 1)]);
-        assert_eq!(post(norm, 2, &[1.0; 4], Needed::Later), []);
-        mesh.leave().unwrap();
-        assert_eq!(notes.take(), [(0, 2)]);
-        assert_eq!(mesh.take_spent().posted_bytes, 3 * 16 + 4 * large.len() as u64);
     }
 }

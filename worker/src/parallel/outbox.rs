@@ -109,6 +109,11 @@ impl Outbox {
         Ok(())
     }
 
+    /// Whether nothing is being copied from a device.
+    pub(super) fn is_empty(&self) -> bool {
+        self.coming.is_empty()
+    }
+
     /// What was staged first, if it has arrived; or once it has, if it is `waited` for.
     pub(super) fn arrived(&mut self, waited: bool) -> Result<Option<(Address, Bytes)>> {
         match self.coming.front() {

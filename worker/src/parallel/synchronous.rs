@@ -1,6 +1,7 @@
 //! Every answer is of this call: peers' values are waited for.
 
 use super::mesh::Mesh;
+use super::nccl::Side;
 use super::outbox::{Address, Needed, Outgoing};
 use crate::device::Array;
 use crate::kernels::Moment;
@@ -43,6 +44,8 @@ impl Exchange for Synchronous<'_> {
 
     fn moments_on_device(&mut self, site: Site, own: &DeviceMoments) -> Result<DeviceMoments> {
         self.mesh.remember_on_device(site, own);
+        self.mesh.share(site, self.call, &own.groups)?;
+        self.mesh.settle()?;
         own.like(&self.moments(site, &own.to_host()?)?)
     }
 
@@ -93,10 +96,11 @@ pub(super) fn post_edges(
     x: &Tensor,
     rows: usize,
 ) -> Result<()> {
+    mesh.share_edges(site, call, x, rows)?;
     let (above, below) = mesh.group(site).neighbours();
     let last = x.dim(1)? - rows;
     for (peer, from) in [(above, 0), (below, last)] {
-        let Some(peer) = peer else { continue };
+        let Some(peer) = peer.filter(|peer| !mesh.is_near(site, *peer)) else { continue };
         let to = Address { peers: vec![peer], site, call };
         mesh.post_to(to, Outgoing::rows(x, from, rows)?, needed)?;
     }
@@ -113,12 +117,15 @@ pub(super) fn receive_edges(
 ) -> Result<Halo> {
     let first_row = mesh.group(site).first_row(x.dim(1)?);
     let (above, below) = mesh.group(site).neighbours();
-    let mut take = |peer: Option<Rank>| -> Result<Option<Rows>> {
+    let mut take = |peer: Option<Rank>, side: Side| -> Result<Option<Rows>> {
         let Some(peer) = peer else { return Ok(None) };
+        if mesh.is_near(site, peer) {
+            return Ok(Some(Rows::of_array(rows, mesh.near_edge((peer, side), site, call)?)));
+        }
         let bytes = mesh.receive(peer, site, call)?;
         Ok(Some(Rows::landed(rows, mesh.wire(site), bytes)))
     };
-    Ok(Halo { first_row, above: take(above)?, below: take(below)? })
+    Ok(Halo { first_row, above: take(above, Side::Above)?, below: take(below, Side::Below)? })
 }
 
 /// Sends the band's statistics to every rank: mean and squared deviations of each group.
@@ -154,13 +161,25 @@ pub(super) fn receive_peers_moments(
     let mut all: Vec<Moments> = Vec::new();
     let group = mesh.group(site).clone();
     for (peer, rows_over_own) in group.peers().into_iter().zip(group.rows_over_own()) {
-        let bytes = mesh.receive(peer, site, call)?;
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..]);
-        let (pairs, _) = values.as_chunks::<2>();
-        let groups = pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect();
+        let groups = receive_groups(mesh, (site, call), peer)?;
         all.push(Moments { count: count * rows_over_own, groups });
     }
     Ok(all)
+}
+
+/// The statistics of one other band.
+pub(super) fn receive_groups(
+    mesh: &mut Mesh,
+    (site, call): (Site, Call),
+    peer: Rank,
+) -> Result<Vec<Moment>> {
+    let values: Vec<f32> = if mesh.is_near(site, peer) {
+        mesh.near_values(peer, (site, call))?
+    } else {
+        bytemuck::pod_collect_to_vec(&mesh.receive(peer, site, call)?[..])
+    };
+    let (pairs, _) = values.as_chunks::<2>();
+    Ok(pairs.iter().map(|[mean, m2]| Moment { mean: *mean, m2: *m2 }).collect())
 }
 
 /// Statistics of all bands together, merged pairwise in rank order.
@@ -217,21 +236,30 @@ pub(super) fn post_tokens(
     (site, call, needed): Place,
     own: &Tensor,
 ) -> Result<()> {
+    mesh.share(site, call, own)?;
     mesh.post_all(site, call, Outgoing::of(own), needed)
 }
 
-/// All tokens in rank order, the peers' as of `call`, where they landed.
+/// All tokens in rank order, the peers' as of `call`, where they landed; in one part if that is one place.
 pub(super) fn receive_tokens(
     mesh: &mut Mesh,
     site: Site,
     call: Call,
     own: &Tensor,
 ) -> Result<Vec<Rows>> {
+    if let Some(all) = mesh.joined(site, call, own)? {
+        return Ok(vec![Rows::of_array(all.dim(1)?, all)]);
+    }
     let [batch, _, channels] = own.sizes()?;
     let wire = mesh.wire(site);
     let token_bytes = batch * channels * wire.bytes();
     let mut parts = Vec::new();
     for peer in mesh.group(site).peers() {
+        if mesh.is_near(site, peer) {
+            let tokens = mesh.near_rows(peer, (site, call), own)?;
+            parts.push(Rows::of_array(tokens.dim(1)?, tokens));
+            continue;
+        }
         let bytes = mesh.receive(peer, site, call)?;
         parts.push(Rows::landed(bytes.len() / token_bytes, wire, bytes));
     }

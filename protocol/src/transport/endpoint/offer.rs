@@ -179,7 +179,7 @@ impl Fabrics {
     ) -> Result<Way, LinkError> {
         let unplanned = |cause: &str| LinkError::Closed { peer, cause: cause.to_owned() };
         let member = plan.member(peer).ok_or_else(|| unplanned("the plan has no such rank"))?;
-        let fabric = plan.fabric(own, peer);
+        let fabric = plan.link_fabric(own, peer);
         if fabric.is_none() {
             return Err(unplanned("this worker shares no fabric with it that the job may use"));
         }

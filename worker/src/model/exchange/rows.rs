@@ -21,6 +21,7 @@ pub struct Rows {
 enum Values {
     Own(Tensor),
     Landed(Wire, Bytes),
+    Device(Array),
     Planned,
 }
 
@@ -42,6 +43,12 @@ impl Rows {
         Self { count, values: Values::Landed(wire, bytes) }
     }
 
+    /// `count` of peers', or of all bands, that are on a device.
+    #[must_use]
+    pub fn of_array(count: usize, values: Array) -> Self {
+        Self { count, values: Values::Device(values) }
+    }
+
     /// `count` of a peer's that will land, where memory is only planned.
     #[must_use]
     pub fn planned(count: usize) -> Self {
@@ -54,7 +61,7 @@ impl Rows {
         self.count
     }
 
-    /// Their values.
+    /// Their values; none if they are on a device.
     #[must_use]
     pub fn values(&self) -> Stored<'_> {
         match &self.values {
@@ -64,7 +71,7 @@ impl Rows {
             Values::Landed(Wire::Bf16, bytes) => {
                 Stored::Bf16(bytemuck::cast_slice::<u8, bf16>(bytes))
             }
-            Values::Planned => Stored::F32(&[]),
+            Values::Device(_) | Values::Planned => Stored::F32(&[]),
         }
     }
 
@@ -76,6 +83,8 @@ impl Rows {
         match &self.values {
             Values::Own(x) => Ok(x.array()?.clone()),
             Values::Landed(wire, bytes) => Ok(device.bring(bytes, dtype(*wire), dims)?),
+            Values::Device(values) if values.dims() == dims => Ok(values.clone()),
+            Values::Device(values) => Ok(values.reshape(dims)?),
             Values::Planned => Err(Error::Shape("rows that are only planned".to_owned())),
         }
     }
