@@ -44,7 +44,7 @@ def amount(text, units):
 
 
 def rate(text):
-    return None if text == "none" else amount(text, {"gbit": 1e9, "mbit": 1e6, "kbit": 1e3})
+    return 0.0 if text == "none" else amount(text, {"gbit": 1e9, "mbit": 1e6, "kbit": 1e3})
 
 
 def delay(text):
@@ -207,8 +207,10 @@ def measure(cluster, asked, size):
     jobs = {way: [] for way in ways}
     for number in range(1, asked.rounds + 1):
         for (fabric, mode), further in ways.items():
-            print(f"{cluster.setting}, {size}, round {number}: {fabric} {mode}", file=sys.stderr, flush=True)
-            jobs[fabric, mode].append(job(cluster, size, "full-sync" if mode == "one worker" else mode, further))
+            found = job(cluster, size, "full-sync" if mode == "one worker" else mode, further)
+            jobs[fabric, mode].append(found)
+            figures = f"{found['seconds']:.4f} s/step, {found['waited']:.4f} exposed"
+            print(f"{cluster.setting}, {size}, round {number}: {f'{fabric} {mode}'.strip()}: {figures}", file=sys.stderr, flush=True)
     median = lambda way: {name: statistics.median(one[name] for one in jobs[way]) for name in jobs[way][0]}
     alone, rows = median(("", "one worker")), []
     for fabric in asked.fabrics:
@@ -291,13 +293,16 @@ def options():
     asked = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("namespaces and their devices need root")
-    if asked.rate is None and (asked.delay or asked.loss) and "--rate" not in " ".join(sys.argv):
+    asked.settings = SETTINGS if asked.rate is None else [Setting(asked.rate or None, asked.delay, asked.loss)]
+    if asked.rate is None and (asked.delay or asked.loss):
         parser.error("--delay and --loss need --rate (none: unlimited)")
+    for program in ("coordinator", "worker"):
+        if not os.access(os.path.join(asked.programs, program), os.X_OK):
+            parser.error(f"{asked.programs} has no program {program}: build it, and give the folder that it is in")
     said = subprocess.run([f"{asked.programs}/coordinator", "submit", "--help"], capture_output=True, text=True).stdout
     asked.restricts = "--fabric" in said
     if not asked.restricts and asked.fabrics != ["tcp"]:
         parser.error(f"this release has tcp alone, not {','.join(asked.fabrics)}")
-    asked.settings = [Setting(asked.rate, asked.delay, asked.loss)] if any(word.startswith("--rate") for word in sys.argv) else SETTINGS
     return asked
 
 
