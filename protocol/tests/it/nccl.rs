@@ -8,6 +8,7 @@ use protocol::plan::{
 };
 use protocol::{Rank, Site};
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 fn gpu(host: u8, number: u8) -> Offer {
     let (host, gpu) = (format!("host {host}"), format!("GPU {host}.{number}"));
@@ -64,13 +65,13 @@ fn sent(operation: &Operation, ranks: usize) -> BTreeMap<(usize, usize), usize> 
 fn done(operation: &Operation, mut buffers: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let ranks = buffers.len();
     let mut under_way: BTreeMap<(usize, usize), VecDeque<Vec<u8>>> = BTreeMap::new();
-    let part = |all: &std::ops::Range<usize>, place: usize| {
+    let part = |all: &Range<usize>, place: usize| {
         let bytes = all.len() / ranks;
         all.start + place * bytes..all.start + (place + 1) * bytes
     };
-    for own in 0..ranks {
+    for (own, buffer) in buffers.iter().enumerate() {
         for step in operation.steps(own) {
-            let peers: Vec<(usize, std::ops::Range<usize>)> = match step {
+            let peers: Vec<(usize, Range<usize>)> = match step {
                 Step::AllGather(all) => {
                     let peers = (0..ranks).filter(|peer| *peer != own);
                     peers.map(|peer| (peer, part(&all, own))).collect()
@@ -79,14 +80,14 @@ fn done(operation: &Operation, mut buffers: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
                 Step::Receive(..) => vec![],
             };
             for (peer, bytes) in peers {
-                let value = buffers[own][bytes].to_vec();
+                let value = buffer[bytes].to_vec();
                 under_way.entry((own, peer)).or_default().push_back(value);
             }
         }
     }
-    for own in 0..ranks {
+    for (own, buffer) in buffers.iter_mut().enumerate() {
         for step in operation.steps(own) {
-            let peers: Vec<(usize, std::ops::Range<usize>)> = match step {
+            let peers: Vec<(usize, Range<usize>)> = match step {
                 Step::AllGather(all) => {
                     let peers = (0..ranks).filter(|peer| *peer != own);
                     peers.map(|peer| (peer, part(&all, peer))).collect()
@@ -96,7 +97,7 @@ fn done(operation: &Operation, mut buffers: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
             };
             for (peer, bytes) in peers {
                 let value = under_way.get_mut(&(peer, own)).and_then(VecDeque::pop_front);
-                buffers[own][bytes].copy_from_slice(&value.expect("what is received was sent"));
+                buffer[bytes].copy_from_slice(&value.expect("what is received was sent"));
             }
         }
     }
@@ -107,7 +108,7 @@ fn done(operation: &Operation, mut buffers: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 /// What the rank at `own` computed, in its place.
 fn begun(operation: &Operation, own: usize) -> Vec<u8> {
     let mut buffer = vec![0; operation.buffer_bytes()];
-    let value = u8::try_from(own + 1).unwrap();
+    let value = u8::try_from(own + 1).expect("few ranks");
     match operation {
         Operation::Gather { images, parts } => {
             let whole: usize = parts.iter().sum();
@@ -126,7 +127,7 @@ fn begun(operation: &Operation, own: usize) -> Vec<u8> {
 
 fn check(operation: &Operation, buffers: &[Vec<u8>]) {
     let ranks = buffers.len();
-    let number = |place: usize| u8::try_from(place + 1).unwrap();
+    let number = |place: usize| u8::try_from(place + 1).expect("few ranks");
     for (own, buffer) in buffers.iter().enumerate() {
         match operation {
             Operation::Gather { images, parts } => {
@@ -157,7 +158,7 @@ proptest! {
         groups.sort_by_key(|group| group.ranks.clone());
         groups.dedup_by_key(|group| group.ranks.clone());
         for group in &groups {
-            for site in (0..sites.len()).map(|site| Site(u16::try_from(site).unwrap())) {
+            for site in (0..sites.len()).map(|site| Site(u16::try_from(site).expect("few sites"))) {
                 let Some(operation) = group.operation(site) else { continue };
                 for ((from, to), bytes) in sent(operation, group.ranks.len()) {
                     let slot = (site, group.ranks[from], group.ranks[to]);
@@ -180,7 +181,7 @@ proptest! {
                 let theirs = Collectives::new(&plan, &sites, *peer);
                 prop_assert_eq!(theirs.as_ref(), Some(&group));
             }
-            for site in (0..sites.len()).map(|site| Site(u16::try_from(site).unwrap())) {
+            for site in (0..sites.len()).map(|site| Site(u16::try_from(site).expect("few sites"))) {
                 let Some(operation) = group.operation(site) else { continue };
                 let begun = (0..group.ranks.len()).map(|own| begun(operation, own)).collect();
                 check(operation, &done(operation, begun));
@@ -195,7 +196,7 @@ proptest! {
         });
         for rank in plan.ranks() {
             for peer in plan.nccl_group(rank).into_iter().filter(|peer| *peer != rank) {
-                prop_assert!(device(rank).unwrap().reaches(device(peer).unwrap()));
+                prop_assert!(device(rank).zip(device(peer)).is_some_and(|(own, theirs)| own.reaches(theirs)));
                 let branch = |rank: Rank| plan.members[rank.index()].branch;
                 prop_assert_eq!(branch(rank), branch(peer));
                 prop_assert_eq!(plan.fabric(rank, peer), Some(Fabric::Nccl));

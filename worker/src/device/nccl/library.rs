@@ -5,7 +5,7 @@
 
 #![expect(unsafe_code, reason = "a C library is loaded, and its functions are called")]
 
-use super::super::NcclError;
+use super::NcclError;
 use libloading::Library;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr;
