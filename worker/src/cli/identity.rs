@@ -7,10 +7,10 @@ use protocol::keyfile;
 use protocol::tls::Security;
 use protocol::transport::enrol;
 use protocol::transport::enrol::EnrolError;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::lookup_host;
 use tokio::time::sleep;
 
@@ -21,6 +21,9 @@ const TOKEN_HELP: &str = "What makes this worker a member of the cluster, from `
 const FOLDER_HELP: &str = "The folder to keep its identity in, or `memory`, which needs a token at \
      every start [default: $XDG_STATE_HOME/tessera/NAME or ~/.local/state/tessera/NAME, where NAME is \
      --name or else this host's: workers of one host share it]";
+
+/// How often a folder that another worker is enrolling for is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Where nothing is kept.
 const MEMORY: &str = "memory";
@@ -110,7 +113,12 @@ impl IdentityArgs {
         // Of several workers that start at once and share it, one enrols.
         let lock = File::create(folder.join("lock"));
         let lock = lock.with_context(|| format!("cannot write into {}", folder.display()))?;
-        lock.lock()?;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock => sleep(LOOK).await,
+                TryLockError::Error(error) => return Err(error.into()),
+            }
+        }
         if let Some(found) = keyfile::load(folder, Role::Worker.name())? {
             let token = self.given_token();
             let place = folder.display();

@@ -75,6 +75,7 @@ fn strangers_are_refused_with_their_reason_and_a_job_is_rendered_unharmed() {
 
     let spent = cluster.token(&[]);
     let void = cluster.token(&["--for", "1s"]);
+    std::thread::sleep(Duration::from_millis(1100)); // until it has expired
     let client = cluster.token(&["--role", "client"]);
     let theirs = Cluster::secure(&place("theirs"), 0);
     let foreign = theirs.token(&[]);
