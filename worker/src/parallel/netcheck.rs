@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use protocol::plan::netcheck::{LARGE_BYTES, LARGE_SITES, LinkFigures, SMALL};
-use protocol::transport::{Link, LinkError, Links};
+use protocol::transport::Links;
 use protocol::{Call, Fault, Rank, Site, Slot};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -29,7 +29,8 @@ pub fn measure(
     links: Links,
     cancel: oneshot::Receiver<Fault>,
 ) -> Result<Vec<(Rank, LinkFigures)>, Fault> {
-    let mut exchange = Exchange { own, links, landed: BTreeMap::new(), cancel };
+    let (landed, gone) = (BTreeMap::new(), BTreeMap::new());
+    let mut exchange = Exchange { own, links, landed, gone, cancel };
     let go_on = Bytes::from(vec![0; 8]);
     let mut call = Call(0);
     exchange.swap(SMALL, &go_on, call, call)?; // links that were just opened are slow once
@@ -49,6 +50,8 @@ struct Exchange {
     own: Rank,
     links: Links,
     landed: BTreeMap<(Rank, Site, Call), Bytes>,
+    /// Whose link ended, and why: no fault until a value of its is missed, for ranks end apart.
+    gone: BTreeMap<Rank, Fault>,
     cancel: oneshot::Receiver<Fault>,
 }
 
@@ -105,6 +108,9 @@ impl Exchange {
         let mut values = Vec::new();
         for peer in peers {
             while !self.landed.contains_key(&(peer, site, call)) {
+                if let Some(fault) = self.gone.get(&peer) {
+                    return Err(fault.clone());
+                }
                 pollster::block_on(poll_fn(|cx| self.poll_landed(cx)))?;
             }
             values.extend(self.landed.remove(&(peer, site, call)));
@@ -120,9 +126,17 @@ impl Exchange {
         }
         let mut any = false;
         for (peer, link) in &mut self.links {
-            while let Poll::Ready(landed) = link.poll_landed(cx) {
-                let landed = landed.map_err(|error: LinkError| Fault::from(&error))?;
-                self.landed.insert((*peer, landed.slot.site, landed.call), landed.bytes);
+            while !self.gone.contains_key(peer) {
+                match link.poll_landed(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(landed)) => {
+                        let key = (*peer, landed.slot.site, landed.call);
+                        self.landed.insert(key, landed.bytes);
+                    }
+                    Poll::Ready(Err(error)) => {
+                        self.gone.insert(*peer, Fault::from(&error));
+                    }
+                }
                 any = true;
             }
         }
