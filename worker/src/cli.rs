@@ -26,7 +26,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Load a model and render for a coordinator until told to stop.
-    Join(join::JoinArgs),
+    Join(Box<join::JoinArgs>),
     /// Load a model and tell what it is.
     Info(info::InfoArgs),
 }
@@ -67,7 +67,7 @@ impl EngineArgs {
 #[must_use]
 pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Join(arguments) => actor::block_on(join::run(arguments)),
+        Command::Join(arguments) => actor::block_on(join::run(*arguments)),
         Command::Info(arguments) => info::run(arguments),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,20 +1,24 @@
 //! The root actor: it owns queue, registry and the running job, and carries what they decide.
 
+mod measuring;
+mod view;
+
+pub(super) use measuring::MeasureLinks;
+pub(super) use view::ReadCluster;
+
+use measuring::Checking;
+use view::bands;
+
 use crate::cluster::failure::Leases;
-use crate::cluster::netcheck::Netcheck;
 use crate::cluster::registry::Registry;
 use crate::job::queue::Queue;
 use crate::job::state::RunState;
-use crate::planner::{self, Placed, Wish, fabrics};
-use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use crate::planner::{self, Placed, Wish};
+use actix::prelude::{Actor, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
 use protocol::identity::Fingerprint;
 use protocol::job::JobRequest;
-use protocol::message::{
-    BandView, ClusterView, Event, JobView, Join, LinkView, MeasuredLink, ToClient, ToCoordinator,
-    ToWorker,
-};
-use protocol::plan::{Fabric, Plan, RANKS_MAX};
+use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
 use protocol::{Epoch, Fault, FaultKind, JobId, Rank, RunId, WorkerId};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -76,20 +80,6 @@ pub(super) struct ClientLeft {
     pub(super) client: u64,
 }
 
-/// A client wants the links between workers measured.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(super) struct MeasureLinks {
-    pub(super) client: u64,
-    pub(super) fabrics: Vec<Fabric>,
-    pub(super) out: Client,
-}
-
-/// Asks how the cluster is.
-#[derive(Debug, Message)]
-#[rtype(result = "ClusterView")]
-pub(super) struct ReadCluster;
-
 /// Ends every job; no more start.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -107,14 +97,6 @@ pub struct Supervisor {
     active: Option<Active>,
     checking: Option<Checking>,
     shutting_down: bool,
-}
-
-/// Links being measured, and for whom.
-#[derive(Debug)]
-struct Checking {
-    client: u64,
-    out: Client,
-    netcheck: Netcheck,
 }
 
 /// Who hears of a job.
@@ -294,15 +276,8 @@ impl Supervisor {
         if ends {
             self.registry.release(worker, run);
         }
-        if let Some(checking) = &mut self.checking {
-            let link = match message {
-                ToCoordinator::Measured { links, .. } => links
-                    .first()
-                    .and_then(|(_, figures)| checking.netcheck.measured(run, rank, *figures)),
-                ToCoordinator::Failed { fault, .. } => checking.netcheck.failed(run, fault),
-                _ => None,
-            };
-            return self.link_measured(run, link);
+        if self.checking.is_some() {
+            return self.rank_measured((run, rank), message);
         }
         let now = self.now();
         let active = self.active.as_mut().filter(|active| active.run.plan().run == run);
@@ -339,10 +314,8 @@ impl Supervisor {
         self.orders.remove(&worker);
         let Some((name, address)) = self.registry.remove(worker) else { return };
         tracing::info!("{worker} ({name} at {address}) left{}", because(cause));
-        if let Some(checking) = &mut self.checking {
-            let run = busy.map_or_else(RunId::default, |(run, _)| run);
-            let link = checking.netcheck.lost(worker);
-            return self.link_measured(run, link);
+        if self.checking.is_some() {
+            return self.lost_while_measuring(worker, busy.map(|(run, _)| run));
         }
         let hit = self.active.as_ref().is_some_and(|active| {
             busy.is_some_and(|(run, rank)| {
@@ -358,64 +331,8 @@ impl Supervisor {
         }
     }
 
-    /// A link is measured, or was to be: the next one, once both workers are free of it.
-    fn link_measured(&mut self, run: RunId, link: Option<MeasuredLink>) {
-        let Some(Checking { out, .. }) = &self.checking else { return };
-        if let Some(link) = link {
-            if let Ok(figures) = &link.figures {
-                self.registry.observe_link(link.workers, link.fabric, *figures);
-            }
-            let failed = link.figures.as_ref().err().cloned();
-            out.send((ToClient::Link(Box::new(link)), Bytes::new())).ok(); // or it left
-            if let Some(fault) = failed {
-                for worker in self.registry.busy_with(run) {
-                    self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
-                }
-            }
-        }
-        self.measure_next();
-    }
-
-    fn measure_next(&mut self) {
-        if !self.registry.is_idle() {
-            return; // whoever ends its part comes here again
-        }
-        let now = self.now();
-        let Some(checking) = &mut self.checking else { return };
-        let Some(plan) = checking.netcheck.next(now) else {
-            if let Some(Checking { out, .. }) = self.checking.take() {
-                let view = Box::new(self.view());
-                out.send((ToClient::Cluster(view), Bytes::new())).ok(); // or it left
-            }
-            return self.start_next();
-        };
-        for (rank, member) in plan.ranks().zip(&plan.members) {
-            self.registry.assign(member.worker, plan.run, rank);
-            self.order(member.worker, ToWorker::Measure { plan: Box::new(plan.clone()), rank });
-        }
-    }
-
-    fn view(&self) -> ClusterView {
-        let workers = self.registry.candidates();
-        let pairs = fabrics::pairs(&workers[..workers.len().min(RANKS_MAX)], |workers, fabric| {
-            self.registry.link(workers, fabric)
-        });
-        ClusterView {
-            release: protocol::RELEASE.to_owned(),
-            up_seconds: self.now().as_secs(),
-            model: self.registry.model().cloned(),
-            workers: self.registry.views(),
-            pairs,
-            jobs: self.jobs(),
-        }
-    }
-
     fn tick(&mut self) {
-        let now = self.now();
-        let overdue = self.checking.as_mut().and_then(|checking| checking.netcheck.overdue(now));
-        if let Some((run, link)) = overdue {
-            self.link_measured(run, Some(link));
-        }
+        self.end_overdue_measurement();
         for worker in self.leases.expired(self.now()) {
             self.lose(worker, "it was silent for longer than its lease");
         }
@@ -428,52 +345,10 @@ impl Supervisor {
             self.fail(fault);
         }
     }
-
-    fn jobs(&self) -> Vec<JobView> {
-        let shown = |prompt: &str| prompt.chars().take(PROMPT_SHOWN).collect();
-        let active = self.active.iter().map(|active| JobView {
-            id: active.job,
-            prompt: shown(&active.run.plan().spec.prompt),
-            progress: Some(active.run.progress().unwrap_or_default()),
-            bands: bands(active.run.plan()),
-            links: links(active.run.plan()),
-            reason: active.reason.clone(),
-        });
-        let waiting = self.queue.iter().map(|waiting| JobView {
-            id: waiting.job,
-            prompt: shown(&waiting.request.prompt),
-            progress: None,
-            bands: Vec::new(),
-            links: Vec::new(),
-            reason: String::new(),
-        });
-        active.chain(waiting).collect()
-    }
 }
 
 fn because(cause: &str) -> String {
     if cause.is_empty() { String::new() } else { format!(": {cause}") }
-}
-
-fn bands(plan: &Plan) -> Vec<BandView> {
-    let factor = plan.geometry.vae_factor;
-    let view = |(rank, member): (Rank, &protocol::plan::Member)| BandView {
-        rank: rank.0,
-        worker: member.name.clone(),
-        branch: member.branch,
-        top: member.band.top * factor,
-        rows: member.band.rows * factor,
-    };
-    plan.ranks().zip(&plan.members).map(view).collect()
-}
-
-fn links(plan: &Plan) -> Vec<LinkView> {
-    let pairs = plan.ranks().flat_map(|one| plan.ranks().map(move |other| (one, other)));
-    let view = |(one, other): (Rank, Rank)| {
-        let fabric = plan.fabric(one, other).filter(|_| one < other)?;
-        Some(LinkView { ranks: [one.0, other.0], fabric })
-    };
-    pairs.filter_map(view).collect()
 }
 
 fn run_of(message: &ToCoordinator) -> Option<RunId> {
@@ -570,50 +445,13 @@ impl Handler<ClientLeft> for Supervisor {
 
     fn handle(&mut self, left: ClientLeft, _: &mut Self::Context) {
         self.queue.forget(left.client);
-        if self.checking.as_ref().is_some_and(|checking| checking.client == left.client) {
-            self.checking = None;
-            // What is being measured ends by itself within seconds; jobs wait for its workers.
-            self.start_next();
-        }
+        self.stop_measuring_for(left.client);
         let waiting: Vec<JobId> = self.queue.iter().map(|waiting| waiting.job).collect();
         let active = self.active.as_ref().map(|active| active.job);
         self.clients.retain(|job, _| waiting.contains(job) || active == Some(*job));
         if self.active.as_ref().is_some_and(|active| active.client == left.client) {
             self.fail(Fault::new(FaultKind::Cancelled, "the client that submitted it went away"));
         }
-    }
-}
-
-impl Handler<MeasureLinks> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, ask: MeasureLinks, _: &mut Self::Context) {
-        let MeasureLinks { client, fabrics, out } = ask;
-        let busy = self.active.is_some() || self.checking.is_some() || !self.registry.is_idle();
-        let started = if busy {
-            let cause = "workers are busy, and a measurement would disturb them and be disturbed: try \
-                         again when `coordinator status` shows them idle";
-            Err(Fault::new(FaultKind::QueueFull, cause))
-        } else {
-            Netcheck::new(&self.registry.candidates(), &fabrics)
-        };
-        match started {
-            Ok(netcheck) => {
-                self.checking = Some(Checking { client, out, netcheck });
-                self.measure_next();
-            }
-            Err(fault) => {
-                out.send((ToClient::Refused(fault), Bytes::new())).ok(); // or it left
-            }
-        }
-    }
-}
-
-impl Handler<ReadCluster> for Supervisor {
-    type Result = MessageResult<ReadCluster>;
-
-    fn handle(&mut self, _: ReadCluster, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.view())
     }
 }
 

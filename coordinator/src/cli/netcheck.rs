@@ -65,7 +65,7 @@ pub(super) async fn run(arguments: NetcheckArgs) -> anyhow::Result<ExitCode> {
     };
     let meshes = predict(&arguments, &links, &view);
     let text = if arguments.json {
-        let predictions: Vec<_> = meshes.iter().map(|mesh| json_of(mesh)).collect();
+        let predictions: Vec<_> = meshes.iter().map(json_of).collect();
         format!("{}\n", json!({ "links": links, "pairs": view.pairs, "predictions": predictions }))
     } else {
         table(&links, &view) + &predictions(&meshes)

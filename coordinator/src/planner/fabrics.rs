@@ -96,7 +96,7 @@ mod tests {
         let text = none_shared(&workers[0], &workers[1], &[Fabric::Rdma]);
         assert_eq!(
             text,
-            "w0 and w1 cannot exchange: no rdma, for w1 has none: no RDMA device; they share tcp"
+            "w1 and w2 cannot exchange: no rdma, for w2 has none: no RDMA device; they share tcp"
         );
     }
 

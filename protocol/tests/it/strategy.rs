@@ -176,7 +176,7 @@ fn offers(number: u64) -> Vec<Offer> {
     let memory = SharedMemory { boot: format!("{number}"), device: number, user: 7 };
     let offers = [
         Offer::Shm(memory),
-        Offer::Rdma { roce: number % 2 == 0 },
+        Offer::Rdma { roce: number.is_multiple_of(2) },
         Offer::Quic { port: 7 },
         Offer::Tcp,
     ];

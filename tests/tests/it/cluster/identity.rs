@@ -14,7 +14,7 @@ const JOB: [&str; 9] =
     ["red apple", "--steps", "40", "--seed", "7", "--mode", "full-sync", "--json", "--out"];
 
 fn submit(cluster: &Cluster, out: &str) -> Process {
-    cluster.submit(&[&JOB[..], &[out, "--workers", "2"]].concat())
+    cluster.submit(&[&JOB[..], &[out, "--workers", "2", "--bands", "even"]].concat())
 }
 
 /// The latent's hash, from the events of a job that has ended well.
