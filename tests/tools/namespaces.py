@@ -96,20 +96,18 @@ class Cluster:
         for node, (namespace, address, count) in enumerate(zip(self.nodes, NODES, self.asked.workers_per_node)):
             for number in range(count):
                 name = f"{'ab'[node]}{number + 1}"
-                own = {**token, "TESSERA_IDENTITY": f"{self.folder}/{name}"} if token else {}
                 command = ["worker", "join", "--coordinator", f"{COORDINATOR}:{PORT}", "--listen", f"{address}:0"]
                 command += ["--threads", str(self.asked.threads), "--name", name]
                 command += ["--model", self.asked.model] if self.asked.model else []
-                self.spawn(name, namespace, command, own)
+                command += ["--identity", "memory"]
+                self.spawn(name, namespace, command, token)
         self.wait_for("workers", lambda: len(self.status().get("workers", [])) == sum(self.asked.workers_per_node))
 
     def identity(self):
-        """The environment with which workers get in, where the release asks who they are."""
-        if not re.search(r"^ *init\b", self.coordinator(["help"]), re.MULTILINE):
-            return {}
+        """The environment with which workers get in."""
         self.environment["TESSERA_IDENTITY"] = f"{self.folder}/identity"
         self.coordinator(["init"])
-        return {"TESSERA_TOKEN": self.coordinator(["token"]).split()[-1]}
+        return {"TESSERA_TOKEN": self.coordinator(["token", "--uses", "64"]).split()[-1]}
 
     def command(self, arguments):
         program, *rest = arguments
