@@ -51,9 +51,9 @@ const SOCKET_BYTES: usize = 4 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
     /// As TCP on Linux: slows down at loss.
-    #[default]
     Cubic,
     /// Measures bandwidth and round trip: does not slow down at loss that is not congestion.
+    #[default]
     Bbr,
     /// The simplest: halves at loss.
     NewReno,
