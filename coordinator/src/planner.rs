@@ -7,33 +7,21 @@ mod decode;
 pub mod fabrics;
 mod pairs;
 mod reason;
+mod settle;
 
 pub use self::branches::{Share, ShareError};
 pub use self::pairs::{Cluster, LinkSpeed, Links, Pairs};
+pub use self::settle::{
+    DISPLACED_STEPS_MIN, GUIDANCE_MAX, PROMPT_BYTES_MAX, SIDE_MAX, STEPS_DEFAULT, STEPS_MAX, settle,
+};
 
 use self::branches::{Sharing, Work};
 use self::cost::{Forecast, Image};
 use protocol::identity::Fingerprint;
-use protocol::job::{
-    Bands, CfgSplit, Dtype, JobRequest, JobSpec, Mode, ModelCard, Parallelism, Wire,
-};
+use protocol::job::{Bands, CfgSplit, JobRequest, JobSpec, Mode, ModelCard, Parallelism};
 use protocol::plan::{Band, Fabric, Geometry, Lack, Member, Offer, Plan};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
-
-/// Sampler steps when none are asked for: enough for every sampler we have.
-pub const STEPS_DEFAULT: u32 = 30;
-/// The most sampler steps: schedulers are trained on 1000 timesteps.
-pub const STEPS_MAX: u32 = 1000;
-/// With fewer steps than this one call changes so much of the image that values one call old cost more
-/// than they save: section 8 of the algorithm, where ten steps want several of them synchronous.
-pub const DISPLACED_STEPS_MIN: u32 = 10;
-/// The longest side of an image in pixels: its RGB bytes must fit one frame.
-pub const SIDE_MAX: u32 = 8192;
-/// The longest prompt in bytes. Encoders read 77 tokens; what is longer than this is no prompt.
-pub const PROMPT_BYTES_MAX: usize = 64 << 10;
-/// The largest guidance scale: far beyond what any model gives an image for.
-pub const GUIDANCE_MAX: f32 = 100.0;
 
 /// A worker that could take part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,90 +46,6 @@ pub struct Candidate {
 
 fn invalid(cause: String) -> Fault {
     Fault::new(FaultKind::InvalidRequest, cause)
-}
-
-/// Settles every value of `request` for the model of `card`; `seed` is used if it names none.
-///
-/// # Errors
-/// `InvalidRequest` names the value that cannot be rendered, and what can.
-pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSpec, Fault> {
-    check_cluster(request, card)?;
-    let texts = [("prompt", Some(&request.prompt)), ("negative prompt", request.negative.as_ref())];
-    for (what, text) in texts {
-        let bytes = text.map_or(0, String::len);
-        if bytes > PROMPT_BYTES_MAX {
-            let cause =
-                format!("the {what} has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read");
-            return Err(invalid(cause));
-        }
-    }
-    let steps = request.steps.unwrap_or(STEPS_DEFAULT);
-    if !(1..=STEPS_MAX).contains(&steps) {
-        return Err(invalid(format!("{steps} steps cannot be taken; take 1 to {STEPS_MAX}")));
-    }
-    let guidance = request.guidance.unwrap_or(card.guidance);
-    if !(0.0..=GUIDANCE_MAX).contains(&guidance) {
-        let cause = format!("guidance {guidance} cannot be used; use 0 to {GUIDANCE_MAX}");
-        return Err(invalid(cause));
-    }
-    let unit = card.vae_factor * card.row_unit;
-    let (width, height) = card.native;
-    Ok(JobSpec {
-        prompt: request.prompt.clone(),
-        negative: request.negative.clone(),
-        width: check_side("width", request.width.unwrap_or(width), unit)?,
-        height: check_side("height", request.height.unwrap_or(height), unit)?,
-        steps,
-        guidance,
-        seed: request.seed.unwrap_or(seed),
-        scheduler: request.scheduler.unwrap_or(card.scheduler),
-        warmup: request.warmup,
-        parallelism: request.parallelism,
-        mode: request.mode.unwrap_or_else(|| mode_for(steps)),
-        gn_variance: request.gn_variance,
-        // Workers on CPUs compute in f32, whatever they hold their weights in.
-        wire: request.wire.unwrap_or(Wire::F32),
-        decode: request.decode,
-        probe: request.probe,
-        profile: request.profile,
-    })
-}
-
-/// The mode if none is asked for.
-fn mode_for(steps: u32) -> Mode {
-    if steps < DISPLACED_STEPS_MIN { Mode::FullSync } else { Mode::Corrected }
-}
-
-fn check_cluster(request: &JobRequest, card: &ModelCard) -> Result<(), Fault> {
-    if let Some(model) = request.model.as_ref().filter(|model| **model != card.name) {
-        let cause = format!("the workers hold the model `{}`, not `{model}`", card.name);
-        return Err(invalid(cause));
-    }
-    match request.dtype {
-        Some(dtype) if dtype != Dtype::Auto && dtype != card.dtype => Err(invalid(format!(
-            "the workers hold their weights as {}, not {dtype}: start them with --dtype {dtype}",
-            card.dtype
-        ))),
-        _ => Ok(()),
-    }
-}
-
-fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
-    let most = SIDE_MAX / unit * unit;
-    if side > most {
-        return Err(invalid(format!("{what} {side} is too large; the largest is {most}")));
-    }
-    if side > 0 && side.is_multiple_of(unit) {
-        return Ok(side);
-    }
-    let below = side / unit * unit;
-    let above = below + unit;
-    let nearest = match below {
-        0 => format!("the smallest is {above}"),
-        _ if above > most => format!("the nearest is {below}"),
-        _ => format!("the nearest are {below} and {above}"),
-    };
-    Err(invalid(format!("{what} {side} is not a multiple of {unit}; {nearest}")))
 }
 
 /// How many workers a job is to have, and how they are to share it.
@@ -283,7 +187,7 @@ pub fn place<'a>(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{Decode, GnVariance, ModelWork, Scheduler, Warmup};
+    use protocol::job::{Decode, Dtype, GnVariance, ModelWork, Scheduler, Warmup};
     use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
