@@ -6,7 +6,7 @@
 //! - [`drift`] says how far what a rank sends moves from call to call.
 //! - [`rows`] carries the little that crosses between layers: the other branch's prediction, and
 //!   the rows to decode.
-//! - [`nccl`] is how GPUs of one machine exchange, under either; all other values have links.
+//! - `nccl` is how GPUs of one machine exchange, under either; all other values have links.
 //! - [`Planned`] answers nothing, while memory is planned.
 //! - [`netcheck`] measures links, with no model.
 //! - [`sharded`] adds up what ranks compute with their parts of each layer: a baseline.
