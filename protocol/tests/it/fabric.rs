@@ -94,7 +94,7 @@ pub(crate) async fn landed(link: &mut dyn Link) -> Result<Landed, LinkError> {
 pub(crate) trait Fabric {
     /// How many values of 1 MiB it moves in some seconds.
     fn large_values(&self) -> u32 {
-        2_000
+        10_000
     }
 
     /// Why it cannot be tried on this machine.
