@@ -14,26 +14,25 @@ pub(super) struct Pndm {
     /// Noise at each call, and after it.
     pub(super) levels: Vec<(NoiseLevel, NoiseLevel)>,
     pub(super) prediction: Prediction,
-    /// The last predictions, oldest first.
+    /// The last predictions, oldest first: the three that the next multistep looks back on.
     pub(super) history: Vec<Tensor>,
     /// Where the first step began, until the second call has repeated it.
     pub(super) start: Option<Tensor>,
 }
 
 impl Pndm {
-    /// Adams-Bashforth of as many predictions as there are.
-    fn multistep(&self) -> Result<Tensor> {
+    /// Adams-Bashforth of `e0`, the latest prediction, and as many as there are before it.
+    fn multistep(&self, e0: &Tensor) -> Result<Tensor> {
         match self.history.as_slice() {
-            [e0] => Ok(e0.clone()),
-            [e1, e0] => combine([(1.5, e0), (-0.5, e1)]),
-            [e2, e1, e0] => combine([(23.0 / 12.0, e0), (-16.0 / 12.0, e1), (5.0 / 12.0, e2)]),
-            [.., e3, e2, e1, e0] => combine([
+            [] => Ok(e0.clone()),
+            [e1] => combine([(1.5, e0), (-0.5, e1)]),
+            [e2, e1] => combine([(23.0 / 12.0, e0), (-16.0 / 12.0, e1), (5.0 / 12.0, e2)]),
+            [.., e3, e2, e1] => combine([
                 (55.0 / 24.0, e0),
                 (-59.0 / 24.0, e1),
                 (37.0 / 24.0, e2),
                 (-9.0 / 24.0, e3),
             ]),
-            [] => candle_core::bail!("pndm: the calls of a run must be made in order from 0"),
         }
     }
 
@@ -68,9 +67,10 @@ impl Scheduler for Pndm {
         if call == 0 {
             self.start = Some(sample.clone());
         }
+        let slope = self.multistep(prediction)?;
         self.history.push(prediction.clone());
-        let excess = self.history.len().saturating_sub(4);
+        let excess = self.history.len().saturating_sub(3);
         self.history.drain(..excess);
-        self.advance(call, sample, &self.multistep()?)
+        self.advance(call, sample, &slope)
     }
 }
