@@ -27,7 +27,13 @@ pub use protocol::job::Scheduler as SchedulerKind;
 /// One call of the model, one `step`, calls numbered from 0 and made in order: multistep solvers
 /// remember earlier predictions. Latents are f32 of any one shape. Indexing past the last call
 /// panics.
+///
+/// The number of calls made, the latent and [`history`](Self::history) are all there is to a run:
+/// another scheduler of the same configuration [resumes](Self::resume) from them to the same bits.
 pub trait Scheduler: fmt::Debug + Send {
+    /// Which one it is.
+    fn kind(&self) -> SchedulerKind;
+
     /// The timestep that the model is given at each call, descending. Their number is the number
     /// of calls, which is not always the number of steps: Heun calls 2n - 1 times, PNDM n + 1.
     fn timesteps(&self) -> &[f32];
@@ -60,9 +66,40 @@ pub trait Scheduler: fmt::Debug + Send {
         sample: &Tensor,
         noise: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor>;
+
+    /// What it remembers of the calls made so far for those to come, oldest first: a multistep
+    /// solver's earlier predictions, where a Heun step under way began and the slope there.
+    ///
+    /// Each tensor has the latent's shape and shares the memory of the scheduler's own; how many
+    /// there are depends on the kind and the number of calls alone. As a step is, a history is
+    /// elementwise over the latent: its rows are the history of those rows. Bands' histories may
+    /// be joined, and cut again elsewhere.
+    fn history(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    /// Goes on after `calls` calls made elsewhere, as if it had made them: `history` is what
+    /// [`history`](Self::history) gave there. What it remembered before is forgotten.
+    ///
+    /// # Errors
+    /// If that many calls leave another number of tensors; nothing has changed then. Shapes are
+    /// compared by the steps that follow.
+    fn resume(
+        &mut self,
+        calls: usize,
+        history: Vec<Tensor>,
+    ) -> std::result::Result<(), SchedulerError> {
+        check_history(self.kind(), calls, 0, &history)
+    }
+
+    /// How many times `noise` is asked for in the first `calls` calls: whoever resumes after them
+    /// has as many draws to skip, beside the one that made the first latent.
+    fn draws(&self, _calls: usize) -> usize {
+        0
+    }
 }
 
-/// Why a scheduler could not be built.
+/// Why a scheduler could not be built or resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum SchedulerError {
     /// The file is not a JSON object.
@@ -99,6 +136,29 @@ pub enum SchedulerError {
         /// The most it can do.
         most: usize,
     },
+    /// A history that no run of this scheduler has after as many calls.
+    #[error("scheduler {kind} remembers {wanted} tensors after {calls} calls, not {got}")]
+    History {
+        /// The scheduler that was to go on.
+        kind: SchedulerKind,
+        /// The calls made before.
+        calls: usize,
+        /// The tensors that they leave.
+        wanted: usize,
+        /// The tensors given.
+        got: usize,
+    },
+}
+
+/// Refuses a history that is not of `wanted` tensors, which is what `calls` calls leave.
+fn check_history(
+    kind: SchedulerKind,
+    calls: usize,
+    wanted: usize,
+    history: &[Tensor],
+) -> std::result::Result<(), SchedulerError> {
+    let got = history.len();
+    if got == wanted { Ok(()) } else { Err(SchedulerError::History { kind, calls, wanted, got }) }
 }
 
 /// The sum of tensors of one shape, each times its coefficient.

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseLevel, Prediction};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerKind, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct Ddim {
@@ -16,6 +16,10 @@ pub(super) struct Ddim {
 }
 
 impl Scheduler for Ddim {
+    fn kind(&self) -> SchedulerKind {
+        SchedulerKind::Ddim
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.timesteps
     }

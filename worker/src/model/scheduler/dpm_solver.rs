@@ -3,10 +3,12 @@
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseLevel, Prediction, Sigmas};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerError, SchedulerKind, check_history, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct DpmSolver {
+    /// Either of the two, which differ in their noise levels.
+    pub(super) kind: SchedulerKind,
     pub(super) sigmas: Sigmas,
     pub(super) prediction: Prediction,
     /// Whether the last step is of first order, for stability.
@@ -22,6 +24,10 @@ impl DpmSolver {
 }
 
 impl Scheduler for DpmSolver {
+    fn kind(&self) -> SchedulerKind {
+        self.kind
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.sigmas.timesteps
     }
@@ -49,5 +55,19 @@ impl Scheduler for DpmSolver {
         }?;
         self.previous = Some(image);
         Ok(latent)
+    }
+
+    fn history(&self) -> Vec<Tensor> {
+        self.previous.iter().cloned().collect()
+    }
+
+    fn resume(
+        &mut self,
+        calls: usize,
+        mut history: Vec<Tensor>,
+    ) -> std::result::Result<(), SchedulerError> {
+        check_history(self.kind(), calls, calls.min(1), &history)?;
+        self.previous = history.pop();
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseLevel, Prediction, Sigmas};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerKind, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct Euler {
@@ -16,7 +16,19 @@ pub(super) struct Euler {
     pub(super) ancestral: bool,
 }
 
+impl Euler {
+    /// The ratio that the step of `call` goes down to, and that of the fresh noise added after.
+    fn split(&self, call: usize) -> (f64, f64) {
+        let (from, to) = (self.sigmas.ratios[call], self.sigmas.ratios[call + 1]);
+        if self.ancestral { ancestral_split(from, to) } else { (to.into(), 0.0) }
+    }
+}
+
 impl Scheduler for Euler {
+    fn kind(&self) -> SchedulerKind {
+        if self.ancestral { SchedulerKind::EulerA } else { SchedulerKind::Euler }
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.sigmas.timesteps
     }
@@ -36,12 +48,16 @@ impl Scheduler for Euler {
         sample: &Tensor,
         noise: &mut dyn FnMut() -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (from, to) = (self.sigmas.ratios[call], self.sigmas.ratios[call + 1]);
-        let (down, up) = if self.ancestral { ancestral_split(from, to) } else { (to.into(), 0.0) };
+        let from = self.sigmas.ratios[call];
+        let (down, up) = self.split(call);
         let dt = down - f64::from(from);
         let (of_sample, of_prediction) = slope(from, self.prediction);
         let next = combine([(1.0 + dt * of_sample, sample), (dt * of_prediction, prediction)])?;
         if up > 0.0 { combine([(1.0, &next), (up, &noise()?)]) } else { Ok(next) }
+    }
+
+    fn draws(&self, calls: usize) -> usize {
+        (0..calls).filter(|&call| self.split(call).1 > 0.0).count()
     }
 }
 

@@ -5,15 +5,15 @@ use candle_core::{Result, Tensor};
 
 use super::euler::slope;
 use super::schedule::{NoiseLevel, Prediction, Sigmas};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerError, SchedulerKind, check_history, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct Heun {
     sigmas: Sigmas,
     prediction: Prediction,
     init_noise_sigma: f64,
-    /// Where the step under way began, and the slope there.
-    begun: Option<(Tensor, Tensor)>,
+    /// Where the step under way began, and the slope there: after every odd number of calls.
+    begun: Option<[Tensor; 2]>,
 }
 
 impl Heun {
@@ -29,6 +29,10 @@ impl Heun {
 }
 
 impl Scheduler for Heun {
+    fn kind(&self) -> SchedulerKind {
+        SchedulerKind::Heun
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.sigmas.timesteps
     }
@@ -55,13 +59,27 @@ impl Scheduler for Heun {
             None => {
                 let dt = f64::from(ratios[call + 1]) - f64::from(ratios[call]);
                 let next = combine([(1.0, sample), (dt, &slope)])?;
-                self.begun = Some((sample.clone(), slope));
+                self.begun = Some([sample.clone(), slope]);
                 Ok(next)
             }
-            Some((start, first)) => {
+            Some([start, first]) => {
                 let dt = f64::from(ratios[call]) - f64::from(ratios[call - 1]);
                 combine([(1.0, &start), (dt / 2.0, &first), (dt / 2.0, &slope)])
             }
         }
+    }
+
+    fn history(&self) -> Vec<Tensor> {
+        self.begun.iter().flatten().cloned().collect()
+    }
+
+    fn resume(
+        &mut self,
+        calls: usize,
+        history: Vec<Tensor>,
+    ) -> std::result::Result<(), SchedulerError> {
+        check_history(self.kind(), calls, 2 * (calls % 2), &history)?;
+        self.begun = history.try_into().ok();
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::ddim::clip;
 use super::schedule::{NoiseLevel, Prediction};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerKind, combine};
 
 /// The standard deviation of images that the boundary condition assumes.
 const SIGMA_DATA: f64 = 0.5;
@@ -31,6 +31,10 @@ impl Lcm {
 }
 
 impl Scheduler for Lcm {
+    fn kind(&self) -> SchedulerKind {
+        SchedulerKind::Lcm
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.timesteps
     }
@@ -53,5 +57,9 @@ impl Scheduler for Lcm {
             Some(next) => combine([(next.alpha, &denoised), (next.sigma, &noise()?)]),
             None => Ok(denoised),
         }
+    }
+
+    fn draws(&self, calls: usize) -> usize {
+        calls.min(self.levels.len() - 1)
     }
 }

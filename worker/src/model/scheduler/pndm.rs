@@ -6,7 +6,7 @@
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseLevel, Prediction};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerError, SchedulerKind, check_history, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct Pndm {
@@ -47,6 +47,10 @@ impl Pndm {
 }
 
 impl Scheduler for Pndm {
+    fn kind(&self) -> SchedulerKind {
+        SchedulerKind::Pndm
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.timesteps
     }
@@ -72,5 +76,25 @@ impl Scheduler for Pndm {
         let excess = self.history.len().saturating_sub(3);
         self.history.drain(..excess);
         self.advance(call, sample, &slope)
+    }
+
+    fn history(&self) -> Vec<Tensor> {
+        self.start.iter().chain(&self.history).cloned().collect()
+    }
+
+    fn resume(
+        &mut self,
+        calls: usize,
+        mut history: Vec<Tensor>,
+    ) -> std::result::Result<(), SchedulerError> {
+        let wanted = match calls {
+            0 => 0,
+            1 => 2,                // where it began, and the slope there
+            _ => 3.min(calls - 1), // the second call's slope is not kept
+        };
+        check_history(self.kind(), calls, wanted, &history)?;
+        self.start = (calls == 1).then(|| history.remove(0));
+        self.history = history;
+        Ok(())
     }
 }

@@ -3,6 +3,8 @@
 //! Every call starts from diffusers' latent, not ours, so that the made-up model cannot amplify
 //! rounding; what a scheduler remembers between calls is its own.
 
+mod resume;
+
 use std::collections::HashMap;
 
 use candle_core::{Device, Result, Tensor};

@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor};
 
 use super::schedule::{NoiseLevel, Prediction, Sigmas};
-use super::{Scheduler, combine};
+use super::{Scheduler, SchedulerError, SchedulerKind, check_history, combine};
 
 #[derive(Debug, Clone)]
 pub(super) struct Unipc {
@@ -97,6 +97,10 @@ impl Unipc {
 }
 
 impl Scheduler for Unipc {
+    fn kind(&self) -> SchedulerKind {
+        SchedulerKind::Unipc
+    }
+
     fn timesteps(&self) -> &[f32] {
         &self.sigmas.timesteps
     }
@@ -118,5 +122,30 @@ impl Scheduler for Unipc {
         let next = self.predict(call, &now)?;
         self.history = Some(now);
         Ok(next)
+    }
+
+    fn history(&self) -> Vec<Tensor> {
+        let tensors = |last: &History| {
+            last.earlier.iter().chain([&last.sample, &last.image]).cloned().collect()
+        };
+        self.history.as_ref().map(tensors).unwrap_or_default()
+    }
+
+    fn resume(
+        &mut self,
+        calls: usize,
+        history: Vec<Tensor>,
+    ) -> std::result::Result<(), SchedulerError> {
+        let wanted = if calls == 0 { 0 } else { (calls + 1).min(3) };
+        check_history(self.kind(), calls, wanted, &history)?;
+        self.history = match history.as_slice() {
+            [earlier @ .., sample, image] => Some(History {
+                sample: sample.clone(),
+                image: image.clone(),
+                earlier: earlier.first().cloned(),
+            }),
+            _ => None,
+        };
+        Ok(())
     }
 }

@@ -54,6 +54,7 @@ impl SchedulerConfig {
                 Box::new(Heun::new(&sigmas, self.prediction, init_noise_sigma))
             }
             SchedulerKind::Dpmpp2m | SchedulerKind::Dpmpp2mKarras => Box::new(DpmSolver {
+                kind,
                 sigmas: self.sigmas(kind, steps)?,
                 prediction: self.prediction,
                 // Fifteen is diffusers' bound for "few steps".
