@@ -3,6 +3,7 @@
 pub mod session;
 pub mod supervisor;
 
+use crate::director::Director;
 use crate::identity::Access;
 use actix::{Actor, Addr};
 use session::Door;
@@ -33,7 +34,7 @@ impl Coordinator {
     pub async fn start(address: &str, access: Access) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let supervisor = Supervisor::new().start();
+        let supervisor = Supervisor::new(Director::default()).start();
         if let Access::Members(keeper) = &access {
             actix::spawn(Arc::clone(keeper).follow());
         }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod drain;
 mod identity;
 mod netcheck;
 mod predict;
@@ -48,6 +49,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Measure the links between a cluster's workers, over every fabric that they share.
     Netcheck(netcheck::NetcheckArgs),
+    /// Let a worker finish or hand over what it renders, and leave.
+    Drain(drain::DrainArgs),
     /// Make a cluster's identity: its authority, and the keys of its coordinator and of a client.
     Init(identity::InitArgs),
     /// Make a token, by which a worker or a client becomes a member; list or revoke tokens.
@@ -72,6 +75,7 @@ pub fn run() -> ExitCode {
             Command::Predict(arguments) => predict::run(*arguments),
             Command::Serve(arguments) => serve::run(arguments).await,
             Command::Netcheck(arguments) => netcheck::run(arguments).await,
+            Command::Drain(arguments) => drain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Init(arguments) => identity::init(&arguments),
             Command::Token(arguments) => identity::token(&arguments),

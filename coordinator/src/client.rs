@@ -10,7 +10,7 @@ use protocol::plan::Fabric;
 use protocol::tls::Security;
 use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter};
-use protocol::{Fault, JobId};
+use protocol::{Fault, JobId, WorkerId};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -115,7 +115,22 @@ impl Client {
         let submit = FromClient::Submit(Box::new(request));
         self.writer.send(&submit, &[]).await.map_err(|error| self.lost(&error))?;
         match self.next().await?.0 {
-            ToClient::Accepted { job, ahead } => Ok((job, ahead)),
+            ToClient::Accepted { job, ahead, .. } => Ok((job, ahead)),
+            ToClient::Refused(fault) => Err(fault.into()),
+            other => Err(self.lost(&format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Lets a worker, by number or name, finish or hand over what it renders, and leave; comes back when it
+    /// has.
+    ///
+    /// # Errors
+    /// If there is no such worker, or the coordinator is lost.
+    pub async fn drain(&mut self, worker: String) -> Result<WorkerId, ClientError> {
+        let drain = FromClient::Drain(worker);
+        self.writer.send(&drain, &[]).await.map_err(|error| self.lost(&error))?;
+        match self.next().await?.0 {
+            ToClient::Drained(worker) => Ok(worker),
             ToClient::Refused(fault) => Err(fault.into()),
             other => Err(self.lost(&format!("unexpected answer {other:?}"))),
         }

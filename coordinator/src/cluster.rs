@@ -2,5 +2,6 @@
 
 pub mod failure;
 pub mod netcheck;
+pub mod pulse;
 pub mod registry;
 pub mod trust;

@@ -1,4 +1,5 @@
-//! Jobs: waiting in the queue, and being rendered. Pure: no runtime, no clock.
+//! Jobs: waiting in the queue, and being rendered; where they can go on. Pure: no runtime, no clock.
 
+pub mod checkpoint;
 pub mod queue;
 pub mod state;

@@ -1,12 +1,13 @@
 //! Decides who renders which rows of an image: queue, planner, membership, command line.
 //!
-//! It never computes a tensor. Decisions are plain structs in [`job`], [`planner`] and [`cluster`];
-//! [`actor`] carries bytes in and effects out.
+//! It never computes a tensor. Decisions are plain structs in [`director`], [`job`], [`planner`] and
+//! [`cluster`]; [`actor`] carries bytes in and effects out.
 
 pub mod actor;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod director;
 pub mod identity;
 pub mod job;
 pub mod launch;

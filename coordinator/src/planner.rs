@@ -61,6 +61,8 @@ pub struct Wish {
     pub bands: Bands,
     /// The fabrics that they may exchange over; none named means all.
     pub fabrics: Vec<Fabric>,
+    /// What was found not to carry between two workers.
+    pub broken: Vec<([WorkerId; 2], Fabric)>,
 }
 
 impl From<&JobRequest> for Wish {
@@ -71,6 +73,7 @@ impl From<&JobRequest> for Wish {
             mode: request.mode,
             bands: request.bands,
             fabrics: request.fabrics.clone(),
+            broken: Vec::new(),
         }
     }
 }
@@ -177,11 +180,41 @@ pub fn place<'a>(
             identity: candidate.identity,
         }
     });
-    let members = members.collect();
-    let plan = Plan { run, spec, geometry, members, fabrics: wish.fabrics };
+    let members: Vec<Member> = members.collect();
+    let broken = fabrics::broken(&members, &wish.broken);
+    let plan = Plan { run, spec, geometry, members, fabrics: wish.fabrics, broken };
     fabrics::check(&plan, &placed)?;
     plan.check().map_err(|error| invalid(error.to_string()))?;
     Ok(Placed { plan, reason })
+}
+
+/// `plan` with others in the places of those of its workers that are not among `candidates`: the same bands, so
+/// the same bits. None if there are too few, or they cannot exchange.
+#[must_use]
+pub fn refill(
+    plan: &Plan,
+    run: RunId,
+    candidates: &[Candidate],
+    broken: &[([WorkerId; 2], Fabric)],
+) -> Option<Plan> {
+    let of = |worker| candidates.iter().find(|each| each.worker == worker);
+    let taken = |each: &Candidate| plan.members.iter().any(|member| member.worker == each.worker);
+    let mut spares = candidates.iter().filter(|each| !taken(each));
+    let placed: Option<Vec<&Candidate>> =
+        plan.members.iter().map(|member| of(member.worker).or_else(|| spares.next())).collect();
+    let placed = placed?;
+    let members = plan.members.iter().zip(&placed).map(|(member, candidate)| Member {
+        worker: candidate.worker,
+        name: candidate.name.clone(),
+        address: candidate.address,
+        offers: candidate.offers.clone(),
+        identity: candidate.identity,
+        ..member.clone()
+    });
+    let members: Vec<Member> = members.collect();
+    let broken = fabrics::broken(&members, broken);
+    let plan = Plan { run, members, broken, ..plan.clone() };
+    fabrics::check(&plan, &placed).is_ok().then_some(plan)
 }
 
 #[cfg(test)]
@@ -214,6 +247,8 @@ pub(crate) mod tests {
             fabrics: Vec::new(),
             workers: None,
             stream_latents: false,
+            deterministic: false,
+            rebalance: false,
             probe: false,
             profile: false,
         }
@@ -225,6 +260,7 @@ pub(crate) mod tests {
         mode: None,
         bands: Bands::Auto,
         fabrics: Vec::new(),
+        broken: Vec::new(),
     };
 
     pub(crate) fn card() -> ModelCard {

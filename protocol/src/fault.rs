@@ -13,6 +13,8 @@ pub struct Fault {
     pub rank: Option<Rank>,
     /// The model call it happened in, where one is known.
     pub call: Option<Call>,
+    /// The other end, where a link broke.
+    pub peer: Option<Rank>,
     /// What a person needs to know: the thing, the value, and what to do.
     pub cause: String,
 }
@@ -37,6 +39,8 @@ pub enum FaultKind {
     PeerLost,
     /// Ranks disagree about the plan.
     PlanMismatch,
+    /// The coordinator shares the work anew: a worker leaves, or is slower than planned.
+    Replanned,
     /// The computation failed on a worker.
     Compute,
     /// Someone asked for the job to end.
@@ -52,13 +56,20 @@ pub enum FaultKind {
 impl Fault {
     /// A fault that no rank or call is known for.
     pub fn new(kind: FaultKind, cause: impl Into<String>) -> Self {
-        Self { kind, rank: None, call: None, cause: cause.into() }
+        Self { kind, rank: None, call: None, peer: None, cause: cause.into() }
     }
 
     /// The same fault, on `rank`.
     #[must_use]
     pub fn on(mut self, rank: Rank) -> Self {
         self.rank = Some(rank);
+        self
+    }
+
+    /// The same fault, of the link to `peer`.
+    #[must_use]
+    pub fn with(mut self, peer: Rank) -> Self {
+        self.peer = Some(peer);
         self
     }
 

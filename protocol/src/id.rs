@@ -60,6 +60,14 @@ impl Call {
     }
 }
 
+impl RunId {
+    /// The same job's next attempt.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { epoch: Epoch(self.epoch.0 + 1), ..self }
+    }
+}
+
 /// One attempt at a job under one plan.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

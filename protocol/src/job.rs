@@ -325,6 +325,11 @@ pub struct JobRequest {
     pub workers: Option<u16>,
     /// Whether the client wants the latent after every sampler step.
     pub stream_latents: bool,
+    /// Whether a job that loses a worker waits for another in its place, and goes on so that its bits are
+    /// those of an undisturbed run. Else it goes on with whoever is left.
+    pub deterministic: bool,
+    /// Whether bands move within the job once one worker is found to be slower than its band is tall.
+    pub rebalance: bool,
     /// Whether ranks measure how far what they exchange moves from call to call.
     pub probe: bool,
     /// Whether ranks tell where their time goes.

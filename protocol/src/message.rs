@@ -6,11 +6,14 @@
 mod control;
 mod peer;
 mod profile;
+mod view;
 
 pub use control::{
-    BandView, ClusterView, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join, LinkView,
-    MeasuredLink, PairView, Phase, Role, SiteReport, ToClient, ToCoordinator, ToWorker, WaitView,
-    WorkerView,
+    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Phase, Pulse, Resume, Role,
+    SiteReport, ToClient, ToCoordinator, ToWorker,
 };
 pub use peer::{DataHead, PeerAnswer, PeerHello};
 pub use profile::{Profile, Span, Work};
+pub use view::{
+    BandView, ClusterView, JobView, LinkView, PairView, RecoveryView, WaitView, WorkerView,
+};

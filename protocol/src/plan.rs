@@ -48,6 +48,8 @@ pub struct Plan {
     pub members: Vec<Member>,
     /// The fabrics that may be used; none named means all.
     pub fabrics: Vec<Fabric>,
+    /// What was found not to carry between two ranks, the lower one first.
+    pub broken: Vec<([Rank; 2], Fabric)>,
 }
 
 /// The shape of the latent that a plan splits.
@@ -197,6 +199,20 @@ impl Plan {
         displaces && warmup == Warmup::Auto && self.branch_of(rank).count() > 1
     }
 
+    /// Whether a run that goes on after `calls` model calls, the next of them synchronous, gives the bits of
+    /// one that was never broken off: that call would have been synchronous anyway, and with it all
+    /// that later ones read is there again.
+    #[must_use]
+    pub fn resumes_exactly(&self, calls: u32) -> bool {
+        let JobSpec { parallelism, mode, warmup, .. } = self.spec;
+        let alone = self.ranks().all(|rank| self.branch_of(rank).count() == 1);
+        calls == 0
+            || alone
+            || mode == Mode::FullSync
+            || !parallelism.has_bands()
+            || matches!(warmup, Warmup::Calls(last) if calls <= last)
+    }
+
     /// How many ranks there are.
     #[must_use]
     pub fn world_size(&self) -> usize {
@@ -249,7 +265,12 @@ impl Plan {
             fabrics.iter().copied().filter(|fabric| fabric.is_link()).collect()
         };
         let named = links(&self.fabrics);
-        let allowed = if named.is_empty() { links(Fabric::ALL) } else { named };
+        let mut allowed = if named.is_empty() { links(Fabric::ALL) } else { named };
+        let pair = [one.min(other), one.max(other)];
+        allowed.retain(|fabric| !self.broken.contains(&(pair, *fabric)));
+        if allowed.is_empty() {
+            return None;
+        }
         nearest(&self.member(one)?.offers, &self.member(other)?.offers, &allowed)
     }
 

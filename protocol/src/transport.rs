@@ -132,13 +132,13 @@ pub enum LinkError {
 
 impl From<&LinkError> for Fault {
     fn from(error: &LinkError) -> Self {
-        let kind = match error {
-            LinkError::Closed { .. } => FaultKind::PeerLost,
-            LinkError::Protocol { .. } => FaultKind::Protocol,
-            LinkError::Unposted { .. } => FaultKind::PlanMismatch,
-            LinkError::Refused { fault, .. } => fault.kind,
+        let (kind, peer) = match error {
+            LinkError::Closed { peer, .. } => (FaultKind::PeerLost, peer),
+            LinkError::Protocol { peer, .. } => (FaultKind::Protocol, peer),
+            LinkError::Unposted { peer, .. } => (FaultKind::PlanMismatch, peer),
+            LinkError::Refused { peer, fault } => (fault.kind, peer),
         };
-        Self::new(kind, error.to_string())
+        Self::new(kind, error.to_string()).with(*peer)
     }
 }
 

@@ -68,7 +68,7 @@ pub fn plan_of(checkpoint: &Checkpoint, spec: &JobSpec, parts: &[(Branch, usize)
     });
     let run = RunId { job: JobId(1), epoch: Epoch(0) };
     let members = members.collect();
-    Plan { run, spec: spec.clone(), geometry, members, fabrics: Vec::new() }
+    Plan { run, spec: spec.clone(), geometry, members, fabrics: Vec::new(), broken: Vec::new() }
 }
 
 /// Links in memory between all ranks of `plan`, by rank; with a seed, late and out of order.
@@ -108,7 +108,8 @@ pub fn render_on(
     for ((rank, links), checkpoint) in plan.ranks().zip(links).zip(checkpoints) {
         let (out, mut said) = mpsc::unbounded_channel();
         let (held, cancel) = oneshot::channel();
-        let run = Run { plan: plan.clone(), rank, links, cancel, out };
+        let resume = None;
+        let run = Run { plan: plan.clone(), rank, resume, links, cancel, out };
         let checkpoint = Arc::clone(checkpoint);
         threads.push(std::thread::spawn(move || {
             run::render(&checkpoint, run);

@@ -7,6 +7,7 @@ mod budget;
 mod calibration;
 pub mod cores;
 pub mod guidance;
+mod latent;
 pub mod run;
 mod staleness;
 
@@ -18,9 +19,10 @@ use crate::memory;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::files::ModelFiles;
 use crate::model::tensor::Memory;
+use crate::pulse::Pulses;
 use bytes::Bytes;
 use protocol::job::{Dtype, ModelCard};
-use protocol::message::ToCoordinator;
+use protocol::message::{Pulse, Resume, ToCoordinator};
 use protocol::plan::{NcclDevice, Plan, SiteSpec};
 use protocol::transport::Links;
 use protocol::{Fault, Rank};
@@ -36,6 +38,9 @@ pub struct Run {
     pub plan: Plan,
     /// Which of the plan's ranks this is.
     pub rank: Rank,
+    /// Where it goes on, if others began it, and the band's latent and history there: f32 [1 + history,
+    /// channels, band rows, columns].
+    pub resume: Option<(Resume, Bytes)>,
     /// A link to every other rank.
     pub links: Links,
     /// A fault sent here ends the run at its next wait or call.
@@ -102,6 +107,7 @@ pub struct Engine {
     speed: u64,
     activations: Option<Needed>,
     runs: mpsc::Sender<Run>,
+    pulses: Pulses,
 }
 
 impl Engine {
@@ -135,15 +141,20 @@ impl Engine {
         let speed = pool.install(|| calibration::speed(&checkpoint, &memory))?;
         let (runs, queue) = mpsc::channel::<Run>();
         let model = Arc::clone(&checkpoint);
+        let pulses = Pulses::default();
+        let counting = pulses.clone();
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || {
                 while let Ok(run) = queue.recv() {
-                    pool.install(|| run::render(&model, run));
+                    pool.install(|| {
+                        let _counted = counting.count(run.plan.run);
+                        run::render(&model, run);
+                    });
                 }
             })
             .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { checkpoint, isa, cores, speed, activations, runs })
+        Ok(Self { checkpoint, isa, cores, speed, activations, runs, pulses })
     }
 
     /// What others need to know of the model.
@@ -185,6 +196,12 @@ impl Engine {
     #[must_use]
     pub fn cores(&self) -> &Cores {
         &self.cores
+    }
+
+    /// How far the compute thread is; None if it has nothing to do.
+    #[must_use]
+    pub fn pulse(&self) -> Option<Pulse> {
+        self.pulses.read()
     }
 
     /// Latent pixels a second of one prediction, as measured after loading.

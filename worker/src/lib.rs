@@ -14,3 +14,4 @@ pub mod memory;
 pub mod model;
 pub mod parallel;
 pub mod profile;
+pub mod pulse;

@@ -3,6 +3,7 @@
 
 pub use protocol::message::Work;
 
+use crate::pulse;
 use protocol::message::{Phase, Profile, Span};
 use std::cell::RefCell;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -46,6 +47,7 @@ pub fn is_wanted() -> bool {
 /// Begins a stretch of `work`, which ends when the result is dropped. It must not begin inside another.
 #[must_use]
 pub fn span(work: Work) -> Stretch {
+    pulse::beat(work);
     let began = RECORDING.with_borrow(|recording| recording.as_ref().map(|_| Instant::now()));
     Stretch { work, began }
 }
@@ -60,6 +62,9 @@ pub struct Stretch {
 
 impl Drop for Stretch {
     fn drop(&mut self) {
+        if let Work::Wait(_) = self.work {
+            pulse::waited();
+        }
         let Some(began) = self.began else { return };
         RECORDING.with_borrow_mut(|recording| {
             let Some(recording) = recording else { return };

@@ -1,7 +1,8 @@
 //! Connections: one task each, from the greeting to the end.
 
 use super::supervisor::{
-    AdmitWorker, ClientLeft, MeasureLinks, ReadCluster, Submit, Supervisor, WorkerLeft, WorkerSaid,
+    AdmitWorker, ClientCame, ClientLeft, ClientSaid, Supervisor, WorkerHeard, WorkerLeft,
+    WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
 use crate::identity::{Access, Keeper};
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 /// How long a caller may take to say who it is: a worker or a command says it at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -215,6 +216,7 @@ async fn serve_worker(
     };
     let lease_ms = u32::try_from(LEASE.as_millis()).unwrap_or(u32::MAX);
     let ended = async {
+        writer.set_patience(LEASE);
         writer.send(&Greeting::Welcome { worker, lease_ms }, &[]).await?;
         let commanding =
             command_worker((&mut reader, &mut writer), worker, orders, &door.supervisor);
@@ -233,9 +235,10 @@ async fn serve_worker(
 async fn command_worker(
     (reader, writer): (&mut Reader, &mut Writer),
     worker: WorkerId,
-    mut orders: mpsc::UnboundedReceiver<ToWorker>,
+    mut orders: mpsc::UnboundedReceiver<(ToWorker, Bytes)>,
     supervisor: &Addr<Supervisor>,
 ) -> Result<(), StreamError> {
+    let (mut look, mut read) = (interval(LEASE / 4), 0);
     loop {
         tokio::select! {
             said = reader.next::<ToCoordinator>() => match said? {
@@ -245,10 +248,16 @@ async fn command_worker(
                 None => return Ok(()),
             },
             order = orders.recv() => match order {
-                Some(order) => writer.send(&order, &[]).await?,
+                Some((order, payload)) => writer.send(&order, &payload).await?,
                 // The supervisor took the worker for lost.
                 None => return Ok(()),
             },
+            _ = look.tick() => {
+                // A large band that is under way keeps the worker from saying that it is alive.
+                if std::mem::replace(&mut read, reader.bytes()) != reader.bytes() {
+                    supervisor.do_send(WorkerHeard { worker });
+                }
+            }
         }
     }
 }
@@ -264,21 +273,13 @@ async fn serve_client(
     let (out, mut events) = mpsc::unbounded_channel::<(ToClient, Bytes)>();
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
+    supervisor.do_send(ClientCame { client, out });
     let mut revoked = pin!(door.access.revoked(identity.as_ref()));
     let ended = async {
         loop {
             tokio::select! {
                 said = reader.next::<FromClient>() => match said? {
-                    Some((FromClient::Submit(request), _)) => {
-                        supervisor.do_send(Submit { client, request: *request, out: out.clone() });
-                    }
-                    Some((FromClient::Netcheck { fabrics }, _)) => {
-                        supervisor.do_send(MeasureLinks { client, fabrics, out: out.clone() });
-                    }
-                    Some((FromClient::Status, _)) => {
-                        let Ok(view) = supervisor.send(ReadCluster).await else { return Ok(()) };
-                        writer.send(&ToClient::Cluster(Box::new(view)), &[]).await?;
-                    }
+                    Some((message, _)) => supervisor.do_send(ClientSaid { client, message }),
                     None => return Ok(()),
                 },
                 Some((message, payload)) = events.recv() => writer.send(&message, &payload).await?,

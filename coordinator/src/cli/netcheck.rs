@@ -60,7 +60,7 @@ pub(super) async fn run(arguments: NetcheckArgs) -> anyhow::Result<ExitCode> {
             }
             ToClient::Cluster(view) => break *view,
             ToClient::Refused(fault) => return Err(fault.into()),
-            ToClient::Accepted { .. } | ToClient::Event { .. } => {}
+            ToClient::Accepted { .. } | ToClient::Event { .. } | ToClient::Drained(_) => {}
         }
     };
     let meshes = predict(&arguments, &links, &view);

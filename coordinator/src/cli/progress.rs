@@ -4,7 +4,7 @@ use crate::profile::Profiles;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::JobId;
 use protocol::job::JobSpec;
-use protocol::message::{BandView, Event, Phase, WaitView};
+use protocol::message::{BandView, Event, Phase, RecoveryView, WaitView};
 use protocol::plan::Branch;
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal, Write};
@@ -188,6 +188,8 @@ fn line(event: &Event) -> Option<String> {
             Some(started(spec, model, bands, reason))
         }
         Event::Notice { text } => Some(format!("note: {text}")),
+        Event::Interrupted { fault, call } => Some(format!("broke off after call {call}: {fault}")),
+        Event::Resumed { recovery, reason, .. } => Some(resumed(recovery, reason)),
         Event::Phase { phase } => Some(name(*phase).to_owned()),
         Event::Step { call, calls, seconds, .. } => {
             let part = |call: u32| u64::from(call) * u64::from(LINES) / u64::from(*calls).max(1);
@@ -216,6 +218,22 @@ fn started(spec: &JobSpec, model: &str, bands: &[BandView], reason: &str) -> Str
         spec.seed,
         bands.len(),
         spec.way()
+    )
+}
+
+fn resumed(recovery: &RecoveryView, reason: &str) -> String {
+    let [before, after] = recovery.workers;
+    let plural = if after == 1 { "" } else { "s" };
+    let again = recovery.broke_at.saturating_sub(recovery.resumed_at);
+    let again = match again {
+        0 => String::new(),
+        again => format!(", {again} calls again"),
+    };
+    let exact = if recovery.exact { ", bits unchanged" } else { "" };
+    format!(
+        "goes on after call {} on {after} worker{plural} (of {before}), {:.2} s later{again}{exact}\n\
+         plan: {reason}",
+        recovery.resumed_at, recovery.seconds
     )
 }
 
@@ -274,7 +292,10 @@ fn draw(bar: &ProgressBar, event: &Event) {
             bar.set_message(name(*phase));
             bar.enable_steady_tick(REDRAW);
         }
-        Event::Notice { .. } | Event::Started { .. } => {
+        Event::Notice { .. }
+        | Event::Started { .. }
+        | Event::Interrupted { .. }
+        | Event::Resumed { .. } => {
             if let Event::Started { spec, .. } = event {
                 // The first step corrects it for samplers that take several calls a step.
                 bar.set_length(spec.steps.into());

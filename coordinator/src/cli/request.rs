@@ -78,6 +78,13 @@ pub(super) struct RequestArgs {
     /// nearest is taken: nccl, shm, rdma, quic, tcp [default: all].
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     fabric: Vec<Fabric>,
+    /// If a worker is lost, wait a minute for another in its place and go on so that the image is bit for bit
+    /// that of an undisturbed run; without this, go on at once with those that are left.
+    #[arg(long)]
+    deterministic: bool,
+    /// Move bands within the image once a worker is found to be slower than its band is tall.
+    #[arg(long, conflicts_with = "deterministic")]
+    rebalance: bool,
     /// How many of a cluster's workers render it [default: all].
     #[arg(long, value_name = "N", conflicts_with = "local")]
     workers: Option<u16>,
@@ -111,6 +118,8 @@ impl RequestArgs {
             fabrics: self.fabric.clone(),
             workers: local.or(self.workers),
             stream_latents,
+            deterministic: self.deterministic,
+            rebalance: self.rebalance,
             probe: false,
             profile: false,
         }

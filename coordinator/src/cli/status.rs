@@ -67,8 +67,11 @@ fn describe(address: &str, view: &ClusterView) -> String {
 
 #[expect(clippy::cast_precision_loss, reason = "speeds are far below 2^52 pixels a second")]
 fn worker_row(worker: &WorkerView, fastest: u64) -> String {
-    let does =
+    let mut does =
         worker.busy.map_or_else(|| "idle".to_owned(), |(job, rank)| format!("{job}, {rank}"));
+    if worker.draining {
+        does += ", leaves";
+    }
     let identity = worker.identity.map_or_else(|| "none".to_owned(), |identity| identity.short());
     format!(
         "{:<11} {:<21} {:<22} {:<8} {:<12} {:<11} {:<6.2} {identity:<9} {does}\n",
@@ -113,6 +116,9 @@ fn job_row(job: &JobView) -> String {
         Some((done, calls)) => format!("{done}/{calls}"),
     };
     let mut text = format!("{:<11} {progress:<11} {}\n", job.id.to_string(), job.prompt);
+    if let Some(fault) = &job.interrupted {
+        text += &format!("            broken off, goes on when it can: {fault}\n");
+    }
     if !job.reason.is_empty() {
         text += &format!("            plan: {}\n", job.reason);
     }

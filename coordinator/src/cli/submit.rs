@@ -118,7 +118,16 @@ async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> 
                 };
                 heard.started = Some((parameters, *geometry));
             }
-            Event::Step { .. } if arguments.save_latents.is_some() => heard.latents.push(&payload),
+            Event::Step { call, .. } if arguments.save_latents.is_some() => {
+                heard.latents.put(usize::try_from(*call)?, payload);
+            }
+            // The bands that the image's parameters tell of are those of its end.
+            Event::Resumed { bands, .. } => {
+                if let Some((parameters, _)) = &mut heard.started {
+                    parameters.workers = bands.len();
+                    parameters.bands = bands.iter().map(|band| (band.branch, band.rows)).collect();
+                }
+            }
             _ => {}
         }
         progress.event(&event)?;

@@ -9,15 +9,21 @@ use protocol::plan::{Fabric, nearest};
 use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// The most workers: more than any plan can use, few enough to list.
 pub const WORKERS_MAX: usize = 1024;
+
+/// How long a fabric that broke between two workers is not tried again: a link that flaps costs a job a
+/// synchronous call each time, and one that is mended must not wait for an operator.
+pub const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// The cluster's members.
 #[derive(Clone, Debug, Default)]
 pub struct Registry {
     members: BTreeMap<WorkerId, Member>,
     links: BTreeMap<([WorkerId; 2], Fabric), LinkFigures>,
+    broken: BTreeMap<([WorkerId; 2], Fabric), Duration>,
     joined: u64,
 }
 
@@ -29,6 +35,7 @@ struct Member {
     resident_bytes: u64,
     speed: u64,
     busy: Option<(RunId, Rank)>,
+    draining: bool,
 }
 
 impl Registry {
@@ -56,8 +63,8 @@ impl Registry {
             address.set_ip(peer);
         }
         let (resident_bytes, speed) = (join.resident_bytes, join.speed);
-        let busy = None;
-        let member = Member { join, address, identity, resident_bytes, speed, busy };
+        let (busy, draining) = (None, false);
+        let member = Member { join, address, identity, resident_bytes, speed, busy, draining };
         self.members.insert(worker, member);
         Ok(worker)
     }
@@ -65,6 +72,7 @@ impl Registry {
     /// A worker left; its name and address, if it was there.
     pub fn remove(&mut self, worker: WorkerId) -> Option<(String, SocketAddr)> {
         self.links.retain(|(workers, _), _| !workers.contains(&worker));
+        self.broken.retain(|(workers, _), _| !workers.contains(&worker));
         self.members.remove(&worker).map(|member| (member.join.name, member.address))
     }
 
@@ -80,17 +88,51 @@ impl Registry {
         self.members.len()
     }
 
+    /// Whether `worker` is one of them.
+    #[must_use]
+    pub fn has(&self, worker: WorkerId) -> bool {
+        self.members.contains_key(&worker)
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// The workers that do nothing, in the order they joined.
+    /// The workers that do nothing and do not leave, in the order they joined.
     #[must_use]
     pub fn idle(&self) -> Vec<Candidate> {
-        let idle = self.members.iter().filter(|(_, member)| member.busy.is_none());
-        idle.map(candidate).collect()
+        let idle = |member: &Member| member.busy.is_none() && !member.draining;
+        self.members.iter().filter(|(_, member)| idle(member)).map(candidate).collect()
+    }
+
+    /// How many workers there are that do not leave.
+    #[must_use]
+    pub fn staying(&self) -> usize {
+        self.members.values().filter(|member| !member.draining).count()
+    }
+
+    /// The worker of this number or name.
+    #[must_use]
+    pub fn find(&self, worker: &str) -> Option<WorkerId> {
+        let called = |(id, member): &(&WorkerId, &Member)| {
+            member.join.name == worker || id.to_string() == worker || id.0.to_string() == worker
+        };
+        self.members.iter().find(called).map(|(id, _)| *id)
+    }
+
+    /// `worker` gets no more work: it leaves.
+    pub fn drain(&mut self, worker: WorkerId) {
+        if let Some(member) = self.members.get_mut(&worker) {
+            member.draining = true;
+        }
+    }
+
+    /// Whether `worker` is there and leaves.
+    #[must_use]
+    pub fn is_draining(&self, worker: WorkerId) -> bool {
+        self.members.get(&worker).is_some_and(|member| member.draining)
     }
 
     /// All workers, in the order they joined.
@@ -111,6 +153,18 @@ impl Registry {
         if workers.iter().all(|worker| self.members.contains_key(worker)) {
             self.links.insert((workers, fabric), seen);
         }
+    }
+
+    /// `fabric` does not carry between two workers.
+    pub fn break_link(&mut self, mut workers: [WorkerId; 2], fabric: Fabric, now: Duration) {
+        workers.sort_unstable();
+        self.broken.insert((workers, fabric), now + BROKEN_FOR);
+    }
+
+    /// What does not carry between two workers, the one that joined first first.
+    #[must_use]
+    pub fn broken(&self, now: Duration) -> Vec<([WorkerId; 2], Fabric)> {
+        self.broken.iter().filter(|(_, until)| now < **until).map(|(link, _)| *link).collect()
     }
 
     /// What values between workers cross at, over the nearest of the `allowed` fabrics that they share
@@ -201,6 +255,7 @@ impl Registry {
             resident_bytes: member.resident_bytes,
             speed: member.speed,
             busy: member.busy.map(|(run, rank)| (run.job, rank)),
+            draining: member.draining,
             identity: member.identity,
         };
         self.members.iter().map(view).collect()

@@ -1,14 +1,18 @@
 //! A job being rendered: what every rank has done, and the bands put together.
 
+use super::checkpoint::{Checkpoint, VALUE_BYTES};
 use bytes::{Bytes, BytesMut};
-use protocol::message::{Event, Phase, ToCoordinator, WaitView};
-use protocol::plan::Plan;
+use protocol::message::{Event, Phase, RecoveryView, ToCoordinator, WaitView};
+use protocol::plan::{Band, Plan};
 use protocol::{Fault, FaultKind, Rank, WorkerId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Bytes of one value of a latent: f32.
-const VALUE_BYTES: usize = 4;
+/// A rank is slow if it takes this many times as long for its band as the ranks on the mean: beyond
+/// what noise does, and worth the synchronous call that moving bands costs.
+const SLOW: f64 = 1.5;
+/// So many calls in a row, so that it is not a moment's disturbance.
+const SLOW_CALLS: u32 = 3;
 
 /// The progress of one run.
 ///
@@ -22,9 +26,22 @@ pub struct RunState {
     steps: BTreeMap<u32, Vec<Step>>,
     calls: u32,
     steps_done: u32,
-    step_seconds: f64,
-    displaced_calls: u32,
-    latent: String,
+    tally: Tally,
+    longest: Duration,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// What a job's runs did so far.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Model calls done, those that were done again counted again.
+    pub calls: u32,
+    /// Seconds they took.
+    pub seconds: f64,
+    /// Those of them in which peers' values were one call old, or older.
+    pub displaced: u32,
+    /// How often the job broke off and went on.
+    pub recoveries: Vec<RecoveryView>,
 }
 
 /// What one rank has done.
@@ -38,6 +55,8 @@ struct RankState {
     /// In calls after the first, which also warms caches up: time not spent waiting.
     computed_us: u64,
     calls: u32,
+    /// Calls in a row in which it was slow.
+    slow: u32,
 }
 
 /// One rank's report of one model call.
@@ -48,6 +67,7 @@ struct Step {
     waited_us: u64,
     displaced: bool,
     change: Option<f32>,
+    history: u8,
     latent: Bytes,
 }
 
@@ -55,21 +75,72 @@ struct Step {
 pub type Due = (Event, Bytes);
 
 impl RunState {
-    /// A run of `plan` that starts `now`.
+    /// The first run of a job, which starts `now`.
     #[must_use]
     pub fn new(plan: Plan, stream_latents: bool, now: Duration) -> Self {
+        Self::resumed(plan, stream_latents, now, (None, Tally::default()))
+    }
+
+    /// A run of a job that started at `started`, from where others left it.
+    #[must_use]
+    pub fn resumed(
+        plan: Plan,
+        stream_latents: bool,
+        started: Duration,
+        (checkpoint, tally): (Option<Checkpoint>, Tally),
+    ) -> Self {
         Self {
             stream_latents,
-            started: now,
+            started,
             ranks: vec![RankState::default(); plan.world_size()],
             steps: BTreeMap::new(),
-            calls: 0,
-            steps_done: 0,
-            step_seconds: 0.0,
-            displaced_calls: 0,
-            latent: String::new(),
+            calls: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.of),
+            steps_done: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls),
+            tally,
+            longest: Duration::ZERO,
+            checkpoint,
             plan,
         }
+    }
+
+    /// When the job started.
+    #[must_use]
+    pub fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// Where the job can go on, if not from its start.
+    #[must_use]
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.checkpoint.as_ref()
+    }
+
+    /// What the job's runs did so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The longest time that a call of this run took; zero before the first is done.
+    #[must_use]
+    pub fn longest_call(&self) -> Duration {
+        self.longest
+    }
+
+    /// Whether all ranks are where calls are made.
+    #[must_use]
+    pub fn is_denoising(&self) -> bool {
+        self.ranks.iter().all(|rank| rank.phase == Some(Phase::Denoising))
+    }
+
+    /// The rank that has been slower than its band is tall for some calls, and how many times as long as
+    /// the mean it takes.
+    #[must_use]
+    pub fn slow_rank(&self) -> Option<(Rank, f64)> {
+        let slow = self.plan.ranks().find(|rank| self.ranks[rank.index()].slow == SLOW_CALLS)?;
+        let each = |rank: &RankState| rank.computed_us as f64 / f64::from(rank.calls.max(1));
+        let mean = self.ranks.iter().map(each).sum::<f64>() / self.ranks.len() as f64;
+        Some((slow, each(&self.ranks[slow.index()]) / mean))
     }
 
     /// Who renders what.
@@ -131,6 +202,7 @@ impl RunState {
                 posted_bytes,
                 displaced,
                 change,
+                history,
                 ..
             } => {
                 self.calls = calls;
@@ -140,7 +212,8 @@ impl RunState {
                     self.ranks[rank.index()].computed_us += took_us.saturating_sub(waited_us);
                     self.ranks[rank.index()].calls += 1;
                 }
-                let step = Step { rank, took_us, waited_us, displaced, change, latent: payload };
+                let latent = payload;
+                let step = Step { rank, took_us, waited_us, displaced, change, history, latent };
                 self.stepped(call, step)
             }
             ToCoordinator::Probed { sites, .. } => {
@@ -155,6 +228,7 @@ impl RunState {
                 self.decoded(rank, payload, now)
             }
             ToCoordinator::Alive { .. }
+            | ToCoordinator::Leaving
             | ToCoordinator::Measured { .. }
             | ToCoordinator::Failed { .. }
             | ToCoordinator::Aborted { .. } => Ok(None),
@@ -171,44 +245,62 @@ impl RunState {
         let geometry = self.plan.geometry;
         let rows = if self.plan.reports(step.rank) { self.rows(step.rank) } else { 0 };
         let values = size(geometry.channels) * size(geometry.columns) * rows;
-        check_len(step.rank, step.latent.len(), values * VALUE_BYTES)?;
+        let tensors = 1 + usize::from(step.history);
+        check_len(step.rank, step.latent.len(), values * tensors * VALUE_BYTES)?;
         let steps = self.steps.entry(call).or_default();
         steps.push(step);
-        if steps.len() < self.ranks.len() {
+        self.keep(call)?;
+        if self.steps.get(&call).is_none_or(|steps| steps.len() < self.ranks.len()) {
             return Ok(None);
         }
-        let mut steps = self.steps.remove(&call).unwrap_or_default();
-        steps.sort_by_key(|step| step.rank);
-        let seconds = seconds_of(steps.iter().map(|step| step.took_us).max());
+        let steps = self.steps.remove(&call).unwrap_or_default();
+        self.note_slow(&steps);
+        let took = steps.iter().map(|step| step.took_us).max().map(Duration::from_micros);
+        let seconds = took.unwrap_or_default().as_secs_f64();
         let waited = seconds_of(steps.iter().map(|step| step.waited_us).max());
+        self.longest = self.longest.max(took.unwrap_or_default());
         self.steps_done = self.steps_done.max(call + 1);
-        self.step_seconds += seconds;
         let displaced = steps.iter().any(|step| step.displaced);
-        self.displaced_calls += u32::from(displaced);
-        let last = self.steps_done == self.calls;
-        let latent =
-            if self.stream_latents || last { self.whole_latent(&steps) } else { Bytes::new() };
-        if last {
-            self.latent = blake3::hash(&latent).to_hex().to_string();
-        }
-        let payload = if self.stream_latents { latent } else { Bytes::new() };
+        self.tally.calls += 1;
+        self.tally.seconds += seconds;
+        self.tally.displaced += u32::from(displaced);
+        let latent = self.checkpoint.as_ref().filter(|_| self.stream_latents);
+        let payload = latent.map(Checkpoint::latent).unwrap_or_default();
         let change = steps.iter().find_map(|step| step.change);
         let (call, calls) = (call + 1, self.calls);
         let event = Event::Step { call, calls, seconds, waited, displaced, change };
         Ok(Some((event, payload)))
     }
 
-    /// Bands [channels, band rows, columns] put together as [channels, rows, columns].
-    fn whole_latent(&self, steps: &[Step]) -> Bytes {
-        let row = size(self.plan.geometry.columns) * VALUE_BYTES;
-        let mut whole = BytesMut::new();
-        for channel in 0..size(self.plan.geometry.channels) {
-            for step in steps.iter().filter(|step| self.plan.reports(step.rank)) {
-                let plane = self.rows(step.rank) * row;
-                whole.extend_from_slice(&step.latent[channel * plane..(channel + 1) * plane]);
-            }
+    /// Makes a checkpoint of what was reported after `call`, once every row was.
+    fn keep(&mut self, call: u32) -> Result<(), Fault> {
+        let Some(steps) = self.steps.get(&call) else { return Ok(()) };
+        let ranks = self.plan.ranks().filter(|rank| self.plan.reports(*rank));
+        let reported = ranks.map(|rank| steps.iter().find(|step| step.rank == rank));
+        let Some(reported) = reported.collect::<Option<Vec<&Step>>>() else { return Ok(()) };
+        let Some(history) = reported.first().map(|step| step.history) else { return Ok(()) };
+        if let Some(other) = reported.iter().find(|step| step.history != history) {
+            let cause = format!("its sampler remembers {} tensors, not {history}", other.history);
+            return Err(Fault::new(FaultKind::Protocol, cause).on(other.rank));
         }
-        whole.freeze()
+        let bands: Option<Vec<(Band, &Bytes)>> = reported
+            .iter()
+            .map(|step| Some((self.plan.member(step.rank)?.band, &step.latent)))
+            .collect();
+        let planes = Checkpoint::planes_of(self.plan.geometry, history, &bands.unwrap_or_default());
+        self.checkpoint = Some(Checkpoint { calls: call + 1, of: self.calls, history, planes });
+        Ok(())
+    }
+
+    /// Counts the calls in which ranks were slow. The first of a run also warms caches up.
+    fn note_slow(&mut self, steps: &[Step]) {
+        let first = self.longest.is_zero();
+        let each = |step: &Step| step.took_us.saturating_sub(step.waited_us) as f64;
+        let mean = steps.iter().map(each).sum::<f64>() / steps.len().max(1) as f64;
+        for step in steps.iter().filter(|_| !first) {
+            let slow = &mut self.ranks[step.rank.index()].slow;
+            *slow = if each(step) > SLOW * mean { *slow + 1 } else { 0 };
+        }
     }
 
     fn decoded(&mut self, rank: Rank, pixels: Bytes, now: Duration) -> Result<Option<Due>, Fault> {
@@ -236,12 +328,14 @@ impl RunState {
             posted_bytes: rank.posted_bytes,
             peak_bytes: rank.peak_bytes,
         });
+        let latent = self.checkpoint.as_ref().map(Checkpoint::latent).unwrap_or_default();
         Event::Finished {
-            seconds_per_step: self.step_seconds / f64::from(self.steps_done.max(1)),
+            seconds_per_step: self.tally.seconds / f64::from(self.tally.calls.max(1)),
             seconds: now.saturating_sub(self.started).as_secs_f64(),
             waits: waits.collect(),
-            latent: self.latent.clone(),
-            displaced_calls: self.displaced_calls,
+            latent: blake3::hash(&latent).to_hex().to_string(),
+            displaced_calls: self.tally.displaced,
+            recoveries: self.tally.recoveries.clone(),
         }
     }
 
@@ -284,6 +378,7 @@ mod tests {
             posted_bytes: 7,
             displaced: call > 0,
             change: None,
+            history: 0,
         };
         (message, Bytes::from(vec![fill; band * VALUE_BYTES]))
     }

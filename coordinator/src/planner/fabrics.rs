@@ -3,7 +3,7 @@
 use super::Candidate;
 use protocol::message::PairView;
 use protocol::plan::netcheck::LinkFigures;
-use protocol::plan::{Fabric, Plan, nearest, shared};
+use protocol::plan::{Fabric, Member, Plan, nearest, shared};
 use protocol::{Fault, FaultKind, Rank, WorkerId};
 
 /// Checks that every two ranks of `plan` share a fabric that may be used; `workers` are its ranks.
@@ -17,6 +17,50 @@ pub(super) fn check(plan: &Plan, workers: &[&Candidate]) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// What of `broken` is between ranks of a plan with these members.
+pub(super) fn broken(
+    members: &[Member],
+    broken: &[([WorkerId; 2], Fabric)],
+) -> Vec<([Rank; 2], Fabric)> {
+    let rank = |worker| {
+        let place = members.iter().position(|member| member.worker == worker)?;
+        u16::try_from(place).ok().map(Rank)
+    };
+    let between = |(workers, fabric): &([WorkerId; 2], Fabric)| {
+        let [one, other] = [rank(workers[0])?, rank(workers[1])?];
+        Some(([one.min(other), one.max(other)], *fabric))
+    };
+    broken.iter().filter_map(between).collect()
+}
+
+/// Those of `workers` between whom something is left that carries: for a pair that shared fabrics until they
+/// broke, the one with fewer such pairs stays, or the one that was there first.
+#[must_use]
+pub fn connected(
+    mut workers: Vec<Candidate>,
+    allowed: &[Fabric],
+    broken: &[([WorkerId; 2], Fabric)],
+) -> Vec<Candidate> {
+    let cut = |one: &Candidate, other: &Candidate| {
+        let is_broken = |fabric: &Fabric| {
+            broken.iter().any(|(pair, each)| {
+                each == fabric && pair.contains(&one.worker) && pair.contains(&other.worker)
+            })
+        };
+        let mut left = shared(&one.offers, &other.offers);
+        left.retain(|fabric| allowed.is_empty() || allowed.contains(fabric));
+        one.worker != other.worker && !left.is_empty() && left.iter().all(is_broken)
+    };
+    loop {
+        let cuts = |each: &Candidate| workers.iter().filter(|other| cut(each, other)).count();
+        let worst = (0..workers.len()).max_by_key(|at| (cuts(&workers[*at]), *at));
+        match worst.filter(|at| cuts(&workers[*at]) > 0) {
+            Some(at) => drop(workers.remove(at)),
+            None => return workers,
+        }
+    }
 }
 
 /// Whether two ranks of `plan` have what it asks for. NCCL is within a branch: if it alone may be used, what
@@ -61,19 +105,31 @@ fn why_not(one: &Candidate, other: &Candidate, fabric: Fabric) -> String {
     }
 }
 
-/// Over what each pair of `workers` would exchange; `figures` tells what was measured of it.
+/// Over what each pair of `workers` would exchange; `broken` is what does not carry, and `figures` tells what
+/// was measured.
 pub fn pairs(
     workers: &[Candidate],
+    broken: &[([WorkerId; 2], Fabric)],
     figures: impl Fn([WorkerId; 2], Fabric) -> Option<LinkFigures>,
 ) -> Vec<PairView> {
     let mut pairs = Vec::new();
     for (at, one) in workers.iter().enumerate() {
         for other in &workers[at + 1..] {
-            let fabric = nearest(&one.offers, &other.offers, &[]);
+            let workers = [one.worker, other.worker];
+            let broke = |fabric: &Fabric| broken.contains(&(workers, *fabric));
+            let whole: Vec<Fabric> =
+                Fabric::ALL.iter().copied().filter(|each| !broke(each)).collect();
+            let fabric = nearest(&one.offers, &other.offers, &whole);
             let nearer =
                 Fabric::ALL.iter().copied().filter(|each| fabric.is_none_or(|it| *each < it));
-            let why: Vec<String> = nearer.map(|nearer| why_not(one, other, nearer)).collect();
-            let workers = [one.worker, other.worker];
+            let why: Vec<String> = nearer
+                .map(|nearer| match broke(&nearer) {
+                    true => {
+                        format!("no {nearer}, for it broke between them; it is tried again soon")
+                    }
+                    false => why_not(one, other, nearer),
+                })
+                .collect();
             let figures = fabric.and_then(|fabric| figures(workers, fabric));
             pairs.push(PairView { workers, fabric, why: why.join("; "), figures });
         }
@@ -101,13 +157,31 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_whose_fabric_broke_takes_another_and_of_two_that_have_none_left_one_goes() {
+        let mut workers = candidates(3);
+        for worker in &mut workers[..2] {
+            worker.offers.insert(0, Offer::Quic { port: 1 });
+        }
+        let pair = [workers[0].worker, workers[1].worker];
+        let mut broken = vec![(pair, Fabric::Quic)];
+        assert_eq!(connected(workers.clone(), &[], &broken).len(), 3);
+        let shown = &pairs(&workers, &broken, |_, _| None)[0];
+        assert_eq!(shown.fabric, Some(Fabric::Tcp));
+        assert!(shown.why.contains("no quic, for it broke"), "{}", shown.why);
+        broken.push((pair, Fabric::Tcp));
+        let left: Vec<_> =
+            connected(workers, &[], &broken).into_iter().map(|each| each.name).collect();
+        assert_eq!(left, ["w1", "w3"]);
+    }
+
+    #[test]
     fn a_pair_says_why_it_uses_nothing_nearer() {
         let mut workers = candidates(2);
         for (worker, boot) in workers.iter_mut().zip(["a", "b"]) {
             let memory = SharedMemory { boot: boot.to_owned(), device: 1, user: 0 };
             worker.offers.insert(0, Offer::Shm(memory));
         }
-        let pairs = pairs(&workers, |_, _| None);
+        let pairs = pairs(&workers, &[], |_, _| None);
         assert_eq!(pairs[0].fabric, Some(Fabric::Tcp));
         assert!(pairs[0].why.contains("no shm, for they share no memory"), "{}", pairs[0].why);
     }

@@ -1,12 +1,13 @@
 //! Messages between the coordinator and its workers and clients.
 
 use super::Profile;
+use super::view::{BandView, ClusterView, RecoveryView, WaitView};
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
-use crate::identity::{Fingerprint, Token};
+use crate::identity::Token;
 use crate::job::{JobRequest, JobSpec, ModelCard};
 use crate::plan::netcheck::LinkFigures;
-use crate::plan::{Branch, Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
+use crate::plan::{Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -92,11 +93,16 @@ pub enum Greeting {
 /// From a worker to the coordinator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToCoordinator {
-    /// The worker's async side is alive: renews its lease.
+    /// The worker's async side is alive: renews its lease. Answered by [`ToWorker::Alive`].
     Alive {
         /// Resident memory now, in bytes.
         resident_bytes: u64,
+        /// How far its compute thread is, if it renders.
+        pulse: Option<Pulse>,
     },
+    /// The worker wants to leave, and goes once its part of a run is done or given to others:
+    /// when [`ToWorker::Leave`] says so.
+    Leaving,
     /// Something the user should see, such as a truncated prompt. Said by rank 0 alone.
     Notice {
         /// The run it belongs to.
@@ -111,8 +117,9 @@ pub enum ToCoordinator {
         /// The phase.
         phase: Phase,
     },
-    /// A sampler step is done. Payload: this band's latent, f32 [channels, band rows, columns], if
-    /// the rank is one that reports ([`Plan::reports`]); else nothing.
+    /// A sampler step is done. Payload: this band's latent and after it what the sampler remembers of
+    /// it, f32 [1 + history, channels, band rows, columns], if the rank is one that reports
+    /// ([`Plan::reports`]); else nothing.
     Stepped {
         /// The run it belongs to.
         run: RunId,
@@ -131,6 +138,8 @@ pub enum ToCoordinator {
         /// How far keys and values moved since the call before, if the warm-up depends on it:
         /// relative L2, the same on all ranks that measure it.
         change: Option<f32>,
+        /// How many tensors the sampler remembers.
+        history: u8,
     },
     /// What this rank measured in a run that asked for it.
     Probed {
@@ -178,15 +187,41 @@ pub enum ToCoordinator {
     },
 }
 
+/// How far a compute thread is: what tells a long computation from one that hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulse {
+    /// What it renders.
+    pub run: RunId,
+    /// Operations begun since the run began.
+    pub beats: u64,
+    /// The peer whose values it waits for, if it does.
+    pub waits_for: Option<Rank>,
+}
+
+/// Where a run goes on that others began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// Model calls that are done.
+    pub calls: u32,
+    /// How many tensors the sampler remembers.
+    pub history: u8,
+}
+
 /// From the coordinator to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToWorker {
-    /// Render your band of this plan.
+    /// The coordinator is alive: the answer to [`ToCoordinator::Alive`]. A worker that is not answered
+    /// for as long as its lease gives up what it renders, for others may have been given it.
+    Alive,
+    /// Render your band of this plan. Payload, if others began it: the band's latent and what the
+    /// sampler remembers of it, f32 [1 + history, channels, band rows, columns].
     Start {
         /// Who renders what.
         plan: Box<Plan>,
         /// Which of the plan's ranks you are.
         rank: Rank,
+        /// Where to go on, if others began it.
+        resume: Option<Resume>,
     },
     /// Measure your links to the other ranks of this plan ([`netcheck`](crate::plan::netcheck)).
     /// Answered by [`ToCoordinator::Measured`] or `Failed`.
@@ -203,6 +238,8 @@ pub enum ToWorker {
         /// Why.
         fault: Fault,
     },
+    /// Nothing is left for you to do: end, and do not come back.
+    Leave,
 }
 
 /// From a client to the coordinator.
@@ -211,6 +248,11 @@ pub enum FromClient {
     /// Render this. Answered by `Accepted` or `Refused`, then by events until the job's end.
     /// A client that goes away cancels the job it submitted.
     Submit(Box<JobRequest>),
+    /// Tell of this job from now on. Answered by `Accepted` or `Refused`, then by events until its end.
+    Follow(JobId),
+    /// Let this worker, by number or name, finish or hand over what it renders, and leave. Answered by
+    /// `Refused`, or by `Drained` when it has left.
+    Drain(String),
     /// Tell how the cluster is. Answered by `Cluster`.
     Status,
     /// Measure the links between all workers, over each of these fabrics that they share; none named
@@ -230,7 +272,11 @@ pub enum ToClient {
         job: JobId,
         /// Jobs before it, the running one included.
         ahead: u32,
+        /// Whether it outlives the coordinator's process.
+        kept: bool,
     },
+    /// The worker has left.
+    Drained(WorkerId),
     /// The request was not taken.
     Refused(Fault),
     /// Something happened to the job.
@@ -289,6 +335,22 @@ pub enum Event {
         /// What to show.
         text: String,
     },
+    /// The run broke off. The job goes on from its last checkpoint once there are workers for it.
+    Interrupted {
+        /// Why.
+        fault: Fault,
+        /// Model calls done.
+        call: u32,
+    },
+    /// It goes on, with other workers or other bands.
+    Resumed {
+        /// What happened.
+        recovery: RecoveryView,
+        /// Who renders which rows now.
+        bands: Vec<BandView>,
+        /// Why the work is shared this way.
+        reason: String,
+    },
     /// All ranks entered a phase.
     Phase {
         /// The phase.
@@ -336,6 +398,8 @@ pub enum Event {
         latent: String,
         /// Model calls in which peers' values were one call old, or older.
         displaced_calls: u32,
+        /// How often it broke off and went on.
+        recoveries: Vec<RecoveryView>,
     },
     /// The job ended without an image.
     Failed {
@@ -366,113 +430,4 @@ pub enum Phase {
     Denoising,
     /// The latent becomes pixels.
     Decoding,
-}
-
-/// One band of a running job, as people see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BandView {
-    /// The rank.
-    pub rank: u16,
-    /// The worker's name.
-    pub worker: String,
-    /// What it computes of guidance's two predictions.
-    pub branch: Branch,
-    /// First image row.
-    pub top: u32,
-    /// Image rows.
-    pub rows: u32,
-}
-
-/// What one rank waited for its peers in a job, and what memory it took.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WaitView {
-    /// The rank.
-    pub rank: u16,
-    /// The worker's name.
-    pub worker: String,
-    /// Seconds its compute thread waited for peers.
-    pub seconds: f64,
-    /// Bytes it posted to peers.
-    pub posted_bytes: u64,
-    /// The most memory that was resident in its process during the job; 0 where its system does not tell.
-    pub peak_bytes: u64,
-}
-
-/// The cluster at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ClusterView {
-    /// The coordinator's release.
-    pub release: String,
-    /// Seconds since it started.
-    pub up_seconds: u64,
-    /// The model its workers hold; None while there are none.
-    pub model: Option<ModelCard>,
-    /// Its workers, in the order they joined.
-    pub workers: Vec<WorkerView>,
-    /// Over what each pair of workers would exchange; of the first [`crate::plan::RANKS_MAX`] workers.
-    pub pairs: Vec<PairView>,
-    /// Running and queued jobs, in the order they will be rendered.
-    pub jobs: Vec<JobView>,
-}
-
-/// One worker, as people see it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct WorkerView {
-    /// Its number.
-    pub id: WorkerId,
-    /// Its name.
-    pub name: String,
-    /// Where its peers reach it.
-    pub address: SocketAddr,
-    /// Compute threads.
-    pub threads: u16,
-    /// The instruction set its kernels run on.
-    pub kernels: String,
-    /// Resident memory, in bytes, as last reported.
-    pub resident_bytes: u64,
-    /// Latent pixels a second of one prediction: measured when it joined, corrected by each job.
-    pub speed: u64,
-    /// The job and rank it renders.
-    pub busy: Option<(JobId, Rank)>,
-    /// Which key it has, as `coordinator revoke` takes it; None in a cluster without identities.
-    pub identity: Option<Fingerprint>,
-}
-
-/// One job, as people see it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct JobView {
-    /// Its number.
-    pub id: JobId,
-    /// The first words of its prompt.
-    pub prompt: String,
-    /// Model calls done and in all; None while it is queued.
-    pub progress: Option<(u32, u32)>,
-    /// Who renders which rows; none while it is queued.
-    pub bands: Vec<BandView>,
-    /// Why the work is shared this way; empty while it is queued.
-    pub reason: String,
-    /// Over what its ranks exchange; none while it is queued.
-    pub links: Vec<LinkView>,
-}
-
-/// Over what two ranks of a job exchange.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LinkView {
-    /// The two ranks.
-    pub ranks: [u16; 2],
-    /// The fabric.
-    pub fabric: Fabric,
-}
-
-/// Over what two workers would exchange.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PairView {
-    /// The two workers.
-    pub workers: [WorkerId; 2],
-    /// The nearest fabric that both have; None if there is none.
-    pub fabric: Option<Fabric>,
-    /// Why none nearer.
-    pub why: String,
-    /// What was last measured of it.
-    pub figures: Option<LinkFigures>,
 }

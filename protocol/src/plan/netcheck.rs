@@ -63,5 +63,5 @@ pub fn plan(run: RunId, members: Vec<Member>, fabrics: Vec<Fabric>) -> Plan {
         profile: false,
     };
     let geometry = Geometry { rows, columns: 1, channels: 1, row_unit: 1, vae_factor: 1 };
-    Plan { run, spec, geometry, members: members.collect(), fabrics }
+    Plan { run, spec, geometry, members: members.collect(), fabrics, broken: Vec::new() }
 }

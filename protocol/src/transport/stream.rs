@@ -5,11 +5,16 @@ use bytes::{Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
 /// How much is asked of the stream at a time: a control message in one read, a payload of many
 /// MB in few, and no more memory than this is set aside on a peer's word alone.
 const READ_BYTES: usize = 64 << 10;
+
+/// How much of a payload must be taken within a writer's patience: at 1 Mbit/s half a second's worth.
+const WRITE_BYTES: usize = 64 << 10;
 
 /// Why a stream of frames broke.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,9 @@ pub enum StreamError {
         /// How much of the frame had come.
         bytes: usize,
     },
+    /// The other side takes nothing.
+    #[error("the other side took nothing for {} ms", .0.as_millis())]
+    Stalled(Duration),
 }
 
 /// Reads frames.
@@ -34,12 +42,13 @@ pub struct FrameReader<R> {
     stream: R,
     unread: BytesMut,
     limits: Limits,
+    bytes: u64,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames within `limits` from `stream`.
     pub fn new(stream: R, limits: Limits) -> Self {
-        Self { stream, unread: BytesMut::new(), limits }
+        Self { stream, unread: BytesMut::new(), limits, bytes: 0 }
     }
 
     /// Limits the frames that are read from now on: strangers get less than those who have
@@ -70,13 +79,21 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Ok(Some(frame));
             }
             self.unread.reserve(READ_BYTES);
-            if self.stream.read_buf(&mut self.unread).await? == 0 {
+            let bytes = self.stream.read_buf(&mut self.unread).await?;
+            self.bytes += bytes as u64;
+            if bytes == 0 {
                 return match self.unread.len() {
                     0 => Ok(None),
                     bytes => Err(StreamError::Truncated { bytes }),
                 };
             }
         }
+    }
+
+    /// How much was read so far: a large frame that is under way is a sign of life.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// The stream, and what was read of it beyond the last frame.
@@ -90,12 +107,19 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 pub struct FrameWriter<W> {
     stream: W,
     limits: Limits,
+    patience: Duration,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Writes frames within `limits` to `stream`.
     pub fn new(stream: W, limits: Limits) -> Self {
-        Self { stream, limits }
+        Self { stream, limits, patience: Duration::MAX }
+    }
+
+    /// How long the other side may take nothing of a frame before the stream counts as broken; for ever,
+    /// if this is never said.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// Sends a message and its payload, which is not copied.
@@ -110,11 +134,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         payload: &[u8],
     ) -> Result<(), StreamError> {
         let head = codec::encode_head(message, payload.len(), &self.limits)?;
-        self.stream.write_all(&head).await?;
-        if !payload.is_empty() {
-            self.stream.write_all(payload).await?;
+        let stalled = |_| StreamError::Stalled(self.patience);
+        for part in std::iter::once(&head[..]).chain(payload.chunks(WRITE_BYTES)) {
+            timeout(self.patience, self.stream.write_all(part)).await.map_err(stalled)??;
         }
-        self.stream.flush().await?;
+        timeout(self.patience, self.stream.flush()).await.map_err(stalled)??;
         Ok(())
     }
 

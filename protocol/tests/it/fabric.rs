@@ -57,6 +57,7 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
         geometry: Geometry { rows, columns: 8, channels: 4, row_unit: 8, vae_factor: 8 },
         members: members.collect(),
         fabrics: Vec::new(),
+        broken: Vec::new(),
     }
 }
 

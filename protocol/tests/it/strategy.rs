@@ -1,5 +1,9 @@
 //! Every message there is, at random.
 
+mod client;
+
+pub(crate) use client::to_client;
+
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -9,14 +13,12 @@ use protocol::job::{
     Parallelism, Scheduler, Warmup, Wire,
 };
 use protocol::message::{
-    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, Hello, JobView, Join,
-    LinkView, MeasuredLink, PairView, PeerAnswer, PeerHello, Phase, Profile, Role, SiteReport,
-    Span, ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
+    DataHead, Enrolment, FromClient, Greeting, Hello, Join, PeerAnswer, PeerHello, Phase, Profile,
+    Pulse, Resume, Role, Span, ToCoordinator, ToWorker, Work,
 };
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{
-    Ask, Band, Branch, Digest, Fabric, Geometry, Lack, Member, Offer, Plan, SharedMemory, SiteSpec,
-    Stage,
+    Band, Branch, Digest, Fabric, Geometry, Lack, Member, Offer, Plan, SharedMemory,
 };
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use std::net::{IpAddr, SocketAddr};
@@ -48,6 +50,7 @@ fn fault() -> impl Strategy<Value = Fault> {
             kind,
             rank: rank.map(Rank),
             call: call.map(Call),
+            peer: call.map(|_| Rank(3)),
             cause,
         },
     )
@@ -122,6 +125,8 @@ fn request() -> impl Strategy<Value = JobRequest> {
             fabrics: if given { vec![Fabric::Shm] } else { Vec::new() },
             workers,
             stream_latents,
+            deterministic: given,
+            rebalance: !given,
             probe: spec.probe,
             profile: !spec.probe,
         },
@@ -219,7 +224,8 @@ fn plan() -> impl Strategy<Value = Plan> {
     (run_id(), spec(), geometry(), vec(member(), 0..5)).prop_map(
         |(run, spec, geometry, members)| {
             let fabrics = vec![Fabric::Quic, Fabric::Tcp];
-            Plan { run, spec, geometry, members, fabrics }
+            let broken = vec![([Rank(0), Rank(1)], Fabric::Quic)];
+            Plan { run, spec, geometry, members, fabrics, broken }
         },
     )
 }
@@ -306,10 +312,11 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
             posted_bytes,
             displaced,
             change,
+            history: 3,
         }
     });
-    let probed =
-        (run_id(), site_reports()).prop_map(|(run, sites)| ToCoordinator::Probed { run, sites });
+    let probed = (run_id(), client::site_reports())
+        .prop_map(|(run, sites)| ToCoordinator::Probed { run, sites });
     let profiled =
         (run_id(), profile()).prop_map(|(run, profile)| ToCoordinator::Profiled { run, profile });
     let decoded = (run_id(), any::<(u64, u64)>()).prop_map(|(run, (took_us, waited_us))| {
@@ -317,7 +324,14 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         ToCoordinator::Decoded { run, took_us, waited_us, peak_bytes }
     });
     prop_oneof![
-        any::<u64>().prop_map(|resident_bytes| ToCoordinator::Alive { resident_bytes }),
+        (any::<u64>(), option::of((run_id(), any::<u64>(), option::of(any::<u16>())))).prop_map(
+            |(resident_bytes, pulse)| {
+                let pulse =
+                    pulse.map(|(run, beats, peer)| Pulse { run, beats, waits_for: peer.map(Rank) });
+                ToCoordinator::Alive { resident_bytes, pulse }
+            }
+        ),
+        Just(ToCoordinator::Leaving),
         (run_id(), text()).prop_map(|(run, text)| ToCoordinator::Notice { run, text }),
         (run_id(), phase()).prop_map(|(run, phase)| ToCoordinator::Entered { run, phase }),
         stepped,
@@ -333,8 +347,12 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
 
 pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
     prop_oneof![
-        (plan(), any::<u16>())
-            .prop_map(|(plan, rank)| ToWorker::Start { plan: Box::new(plan), rank: Rank(rank) }),
+        (plan(), any::<u16>(), option::of(any::<(u32, u8)>())).prop_map(|(plan, rank, resume)| {
+            let resume = resume.map(|(calls, history)| Resume { calls, history });
+            ToWorker::Start { plan: Box::new(plan), rank: Rank(rank), resume }
+        }),
+        Just(ToWorker::Alive),
+        Just(ToWorker::Leave),
         (plan(), any::<u16>())
             .prop_map(|(plan, rank)| ToWorker::Measure { plan: Box::new(plan), rank: Rank(rank) }),
         (run_id(), fault()).prop_map(|(run, fault)| ToWorker::Abort { run, fault }),
@@ -345,130 +363,10 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
     prop_oneof![
         request().prop_map(|request| FromClient::Submit(Box::new(request))),
         Just(FromClient::Status),
+        any::<u64>().prop_map(|job| FromClient::Follow(JobId(job))),
+        text().prop_map(FromClient::Drain),
         vec(prop::sample::select(Fabric::ALL), 0..3)
             .prop_map(|fabrics| FromClient::Netcheck { fabrics }),
-    ]
-}
-
-fn site_reports() -> impl Strategy<Value = Vec<SiteReport>> {
-    let report = (text(), any::<(u32, i8, u64)>(), vec(0.0_f32..2.0, 0..5));
-    let report = report.prop_map(|(path, (channels, halvings, bytes), distances)| SiteReport {
-        site: SiteSpec { path, ask: Ask::Gather, stage: Stage::Denoise, channels, halvings },
-        bytes,
-        distances,
-    });
-    vec(report, 0..3)
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    let bands = vec((any::<(u16, u32, u32)>(), text()), 0..4).prop_map(|bands| {
-        let view = |((rank, top, rows), worker)| BandView {
-            rank,
-            worker,
-            branch: Branch::Prompt,
-            top,
-            rows,
-        };
-        bands.into_iter().map(view).collect::<Vec<_>>()
-    });
-    let waits = vec((any::<(u16, u64)>(), text()), 0..4).prop_map(|waits| {
-        let view = |((rank, posted_bytes), worker)| WaitView {
-            rank,
-            worker,
-            seconds: 0.5,
-            posted_bytes,
-            peak_bytes: posted_bytes,
-        };
-        waits.into_iter().map(view).collect::<Vec<_>>()
-    });
-    prop_oneof![
-        any::<(u32, u32, u32)>().prop_map(|(ahead, workers, wanted)| Event::Queued {
-            ahead,
-            workers,
-            wanted
-        }),
-        (spec(), text(), geometry(), bands).prop_map(|(spec, model, geometry, bands)| {
-            let reason = spec.prompt.clone();
-            Event::Started { spec: Box::new(spec), model, geometry, bands, reason }
-        }),
-        text().prop_map(|text| Event::Notice { text }),
-        phase().prop_map(|phase| Event::Phase { phase }),
-        any::<(u32, u32)>().prop_map(|(call, calls)| Event::Step {
-            call,
-            calls,
-            seconds: 1.5,
-            waited: 0.25,
-            displaced: call % 2 == 0,
-            change: Some(0.125)
-        }),
-        (any::<u16>(), site_reports()).prop_map(|(rank, sites)| Event::Probed { rank, sites }),
-        (any::<u16>(), profile()).prop_map(|(rank, profile)| Event::Profiled { rank, profile }),
-        (waits, text()).prop_map(|(waits, latent)| Event::Finished {
-            seconds_per_step: 1.0,
-            seconds: 9.0,
-            waits,
-            latent,
-            displaced_calls: 3,
-        }),
-        fault().prop_map(|fault| Event::Failed { fault }),
-    ]
-}
-
-fn cluster() -> impl Strategy<Value = ClusterView> {
-    let busy = option::of(any::<(u64, u16)>().prop_map(|(job, rank)| (JobId(job), Rank(rank))));
-    let worker = (any::<(u64, u16, u64)>(), text(), address(), busy).prop_map(
-        |((id, threads, resident_bytes), name, address, busy)| WorkerView {
-            id: WorkerId(id),
-            kernels: name.clone(),
-            name,
-            address,
-            threads,
-            resident_bytes,
-            speed: resident_bytes / 2,
-            busy,
-            identity: (id % 2 == 0).then_some(Fingerprint([7; 32])),
-        },
-    );
-    let job = (any::<u64>(), text(), option::of(any::<(u32, u32)>())).prop_map(
-        |(id, prompt, progress)| JobView {
-            id: JobId(id),
-            reason: prompt.clone(),
-            prompt,
-            progress,
-            bands: Vec::new(),
-            links: vec![LinkView { ranks: [0, 1], fabric: Fabric::Rdma }],
-        },
-    );
-    (text(), any::<u64>(), option::of(card()), vec(worker, 0..4), vec(job, 0..4)).prop_map(
-        |(release, up_seconds, model, workers, jobs)| ClusterView {
-            release,
-            up_seconds,
-            model,
-            workers,
-            pairs: vec![PairView {
-                workers: [WorkerId(1), WorkerId(2)],
-                fabric: None,
-                why: String::new(),
-                figures: None,
-            }],
-            jobs,
-        },
-    )
-}
-
-pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
-    prop_oneof![
-        any::<(u64, u32)>().prop_map(|(job, ahead)| ToClient::Accepted { job: JobId(job), ahead }),
-        fault().prop_map(ToClient::Refused),
-        (any::<u64>(), event()).prop_map(|(job, event)| ToClient::Event { job: JobId(job), event }),
-        cluster().prop_map(|cluster| ToClient::Cluster(Box::new(cluster))),
-        (any::<[u64; 2]>(), link_figures().prop_map(Ok), fault().prop_map(Err), any::<bool>())
-            .prop_map(|(workers, figures, fault, good)| {
-                let figures = if good { figures } else { fault };
-                let link =
-                    MeasuredLink { workers: workers.map(WorkerId), fabric: Fabric::Shm, figures };
-                ToClient::Link(Box::new(link))
-            }),
     ]
 }
 

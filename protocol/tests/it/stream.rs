@@ -13,7 +13,7 @@ async fn messages_arrive_in_order_and_the_end_is_clean() {
         let mut writer = FrameWriter::new(near, Limits::CONTROL);
         for resident_bytes in 0..50 {
             let payload = vec![3; usize::try_from(resident_bytes).expect("small") * 100];
-            let message = ToCoordinator::Alive { resident_bytes };
+            let message = ToCoordinator::Alive { resident_bytes, pulse: None };
             writer.send(&message, &payload).await.expect("sent");
         }
         writer.close().await.expect("closed");
@@ -22,7 +22,7 @@ async fn messages_arrive_in_order_and_the_end_is_clean() {
     for resident_bytes in 0..50 {
         let (message, payload) =
             reader.next::<ToCoordinator>().await.expect("read").expect("a frame");
-        assert_eq!(message, ToCoordinator::Alive { resident_bytes });
+        assert_eq!(message, ToCoordinator::Alive { resident_bytes, pulse: None });
         assert_eq!(payload.len(), usize::try_from(resident_bytes).expect("small") * 100);
     }
     assert!(reader.next::<ToCoordinator>().await.expect("clean end").is_none());

@@ -17,13 +17,13 @@ use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
 use protocol::{Fault, FaultKind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::time::{interval, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 /// How long the coordinator may take to answer: it greets before it does anything else.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
-/// How many times a lease is renewed in its time: two renewals may be late.
-const RENEWALS: u32 = 3;
+/// How many times a lease is renewed in its time: three renewals may be late.
+const RENEWALS: u32 = 4;
 
 type Reader = FrameReader<Reading>;
 type Writer = FrameWriter<Writing>;
@@ -82,22 +82,33 @@ pub struct Coordinator {
     pub security: Security,
 }
 
-/// Renders for a coordinator, calling it again whenever it is not there. Ends only when it refuses this
-/// worker for what it is: its identity, its model or its release.
+/// Renders for a coordinator, calling it again whenever it is not there, until that lets this worker leave.
+/// Once `leave` is true it asks for that: what it renders is handed over or done first.
+///
+/// # Errors
+/// If the coordinator refuses this worker for what it is: its identity, its model or its release.
 pub async fn join(
     coordinator: &Coordinator,
     about: Join,
     engine: Engine,
     endpoint: Endpoint,
-) -> SessionError {
-    let supervisor = Supervisor::new(Arc::new(engine), Arc::new(endpoint)).start();
+    mut leave: watch::Receiver<bool>,
+) -> Result<(), SessionError> {
+    let engine = Arc::new(engine);
+    let supervisor = Supervisor::new(Arc::clone(&engine), Arc::new(endpoint)).start();
     let mut backoff = Backoff::default();
     let mut reported = String::new();
     loop {
-        let ended = attend(coordinator, &about, &supervisor, &mut backoff).await;
+        let own = Own { engine: &engine, supervisor: &supervisor };
+        let ended = attend(coordinator, &about, own, &mut backoff, &mut leave).await;
         supervisor.do_send(SessionEnded);
-        if !ended.may_pass() {
-            return ended;
+        let ended = match ended {
+            Ok(()) => return Ok(()),
+            Err(ended) if !ended.may_pass() => return Err(ended),
+            Err(ended) => ended,
+        };
+        if *leave.borrow() {
+            return Ok(()); // nobody is there to hand anything over to
         }
         let cause = ended.to_string();
         // An absent coordinator is worth one line, not one for every attempt.
@@ -105,34 +116,58 @@ pub async fn join(
             tracing::warn!("{cause}; calling it again until it is there");
             reported = cause;
         }
-        sleep(backoff.pause()).await;
+        tokio::select! {
+            () = sleep(backoff.pause()) => {}
+            () = wanted(&mut leave) => return Ok(()),
+        }
     }
 }
 
-/// One session, from the call to its end, and why it ended.
+/// Waits until this worker is to leave.
+async fn wanted(leave: &mut watch::Receiver<bool>) {
+    if leave.wait_for(|leave| *leave).await.is_err() {
+        std::future::pending().await // nobody is left who could want it
+    }
+}
+
+/// What of this process a session needs.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    engine: &'a Engine,
+    supervisor: &'a Addr<Supervisor>,
+}
+
+/// One session, from the call until this worker may leave, or why it ended before.
 async fn attend(
     coordinator: &Coordinator,
     about: &Join,
-    supervisor: &Addr<Supervisor>,
+    own: Own<'_>,
     backoff: &mut Backoff,
-) -> SessionError {
+    leave: &mut watch::Receiver<bool>,
+) -> Result<(), SessionError> {
     let address = &coordinator.address;
-    let greeted = timeout(GREETING_PATIENCE, greet(coordinator, about)).await;
+    let greeted = tokio::select! {
+        greeted = timeout(GREETING_PATIENCE, greet(coordinator, about)) => greeted,
+        () = wanted(leave) => return Ok(()),
+    };
     let greeted = greeted.unwrap_or_else(|_| {
         let cause = format!("no answer within {} s", GREETING_PATIENCE.as_secs());
         Err(SessionError::Absent { address: address.clone(), cause })
     });
-    let (reader, writer, admission) = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => return error,
-    };
+    let (mut reader, writer, admission) = greeted?;
+    reader.set_limits(Limits::CONTROL);
     backoff.reset();
     tracing::info!("joined the coordinator at {address} as {}", admission.worker);
     let (out, said) = mpsc::unbounded_channel();
-    supervisor.do_send(SessionOpened { out });
-    let ended = converse(reader, writer, said, &admission, supervisor).await;
-    let cause = ended.map_or_else(|e| e.to_string(), |()| "it closed the connection".to_owned());
-    SessionError::Lost { address: address.clone(), cause }
+    own.supervisor.do_send(SessionOpened { out });
+    let session = Session { reader, writer, said };
+    let cause = match session.converse(&admission, own, leave).await {
+        Ok(End::Left) => return Ok(()),
+        Ok(End::Closed) => "it closed the connection".to_owned(),
+        Ok(End::Silent(lease)) => format!("it was silent for {} ms", lease.as_millis()),
+        Err(error) => error.to_string(),
+    };
+    Err(SessionError::Lost { address: address.clone(), cause })
 }
 
 async fn greet(
@@ -157,26 +192,72 @@ async fn greet(
     Ok((reader, writer, admission))
 }
 
-/// Carries orders in and reports out, until the coordinator closes the connection.
-async fn converse(
-    mut reader: Reader,
-    mut writer: Writer,
-    mut said: mpsc::UnboundedReceiver<(ToCoordinator, Bytes)>,
-    admission: &Admission,
-    supervisor: &Addr<Supervisor>,
-) -> Result<(), StreamError> {
-    let lease = Duration::from_millis(admission.lease_ms.max(1).into());
-    let mut renewal = interval(lease / RENEWALS);
-    loop {
-        tokio::select! {
-            order = reader.next::<ToWorker>() => match order? {
-                Some((order, _)) => supervisor.do_send(Ordered(order)),
-                None => return Ok(()),
-            },
-            Some((message, payload)) = said.recv() => writer.send(&message, &payload).await?,
-            _ = renewal.tick() => {
-                let alive = ToCoordinator::Alive { resident_bytes: resident_bytes() };
-                writer.send(&alive, &[]).await?;
+/// A session that the coordinator has welcomed.
+struct Session {
+    reader: Reader,
+    writer: Writer,
+    said: mpsc::UnboundedReceiver<(ToCoordinator, Bytes)>,
+}
+
+/// How a session ended that did not break.
+enum End {
+    /// This worker may leave.
+    Left,
+    /// The coordinator closed the connection.
+    Closed,
+    /// The coordinator was not heard of for the time of a lease. What this worker renders may have been given to
+    /// others: it is given up.
+    Silent(Duration),
+}
+
+impl Session {
+    /// Carries orders in and reports out.
+    async fn converse(
+        mut self,
+        admission: &Admission,
+        Own { engine, supervisor }: Own<'_>,
+        leave: &mut watch::Receiver<bool>,
+    ) -> Result<End, StreamError> {
+        let lease = Duration::from_millis(admission.lease_ms.max(1).into());
+        let mut renewal = interval(lease / RENEWALS);
+        // After a pause one renewal is as good as those that were missed.
+        renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.writer.set_patience(lease);
+        let mut heard = Instant::now();
+        let (mut read, mut asked) = (0, false);
+        loop {
+            tokio::select! {
+                order = self.reader.next::<ToWorker>() => {
+                    heard = Instant::now();
+                    match order? {
+                        Some((ToWorker::Alive, _)) => {}
+                        Some((ToWorker::Leave, _)) => return Ok(End::Left),
+                        Some((order, payload)) => supervisor.do_send(Ordered(order, payload)),
+                        None => return Ok(End::Closed),
+                    }
+                }
+                Some((message, payload)) = self.said.recv() => {
+                    let since = Instant::now();
+                    self.writer.send(&message, &payload).await?;
+                    if since.elapsed() > lease / RENEWALS {
+                        // It went out because the coordinator took it, and nothing was read meanwhile.
+                        heard = Instant::now();
+                    }
+                }
+                _ = renewal.tick() => {
+                    if std::mem::replace(&mut read, self.reader.bytes()) != self.reader.bytes() {
+                        heard = Instant::now(); // a large order is under way
+                    }
+                    let resident_bytes = resident_bytes();
+                    let alive = ToCoordinator::Alive { resident_bytes, pulse: engine.pulse() };
+                    self.writer.send(&alive, &[]).await?;
+                }
+                () = wanted(leave), if !asked => {
+                    asked = true;
+                    tracing::info!("leaving, once what is rendered here is handed over or done");
+                    self.writer.send(&ToCoordinator::Leaving, &[]).await?;
+                }
+                () = sleep_until(heard + lease) => return Ok(End::Silent(lease)),
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::member::{Duty, Turn};
 use crate::parallel;
 use actix::prelude::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
-use protocol::message::{ToCoordinator, ToWorker};
+use protocol::message::{Resume, ToCoordinator, ToWorker};
 use protocol::plan::{Plan, netcheck};
 use protocol::transport::{Endpoint, Hangup, Links};
 use protocol::{Fault, FaultKind, Rank, RunId};
@@ -28,7 +28,7 @@ pub(super) struct SessionEnded;
 /// The coordinator ordered something.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(super) struct Ordered(pub(super) ToWorker);
+pub(super) struct Ordered(pub(super) ToWorker, pub(super) Bytes);
 
 /// The root actor.
 #[derive(Debug)]
@@ -59,7 +59,8 @@ impl Supervisor {
         }
     }
 
-    fn start(&mut self, Assignment { plan, rank, work }: Assignment, ctx: &mut Context<Self>) {
+    fn start(&mut self, assignment: Assignment, ctx: &mut Context<Self>) {
+        let Assignment { plan, rank, work } = assignment;
         let run = plan.run;
         let started = check(&plan, rank).and_then(|()| self.duty.start(run));
         let turn = match started {
@@ -72,12 +73,12 @@ impl Supervisor {
         let (endpoint, engine) = (Arc::clone(&self.endpoint), Arc::clone(&self.engine));
         let opening = async move {
             let links = match work {
-                Work::Render => endpoint.open(&plan, rank, engine.sites()).await,
+                Work::Render(_) => endpoint.open(&plan, rank, engine.sites()).await,
                 Work::Measure => endpoint.open(&plan, rank, &netcheck::sites()).await,
             };
-            (plan, links)
+            (plan, work, links)
         };
-        let opened = opening.into_actor(self).map(move |(plan, links), supervisor, ctx| {
+        let opened = opening.into_actor(self).map(move |(plan, work, links), supervisor, ctx| {
             if !supervisor.duty.is_current(turn) {
                 return;
             }
@@ -104,7 +105,9 @@ impl Supervisor {
         let (out, said) = mpsc::unbounded_channel();
         let run = plan.run;
         match work {
-            Work::Render => self.engine.render(Run { plan, rank, links, cancel, out }),
+            Work::Render(resume) => {
+                self.engine.render(Run { plan, rank, resume, links, cancel, out });
+            }
             Work::Measure => measure(run, rank, (links, cancel), out),
         }
         let ended = forward(said, session).into_actor(self);
@@ -168,9 +171,8 @@ struct Assignment {
 }
 
 /// What a run is for.
-#[derive(Clone, Copy)]
 enum Work {
-    Render,
+    Render(Option<(Resume, Bytes)>),
     Measure,
 }
 
@@ -254,10 +256,13 @@ impl Handler<SessionEnded> for Supervisor {
 impl Handler<Ordered> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Ordered(order): Ordered, ctx: &mut Self::Context) {
+    fn handle(&mut self, Ordered(order, payload): Ordered, ctx: &mut Self::Context) {
         match order {
-            ToWorker::Start { plan, rank } => {
-                self.start(Assignment { plan: *plan, rank, work: Work::Render }, ctx);
+            // The session has them.
+            ToWorker::Alive | ToWorker::Leave => {}
+            ToWorker::Start { plan, rank, resume } => {
+                let work = Work::Render(resume.map(|resume| (resume, payload)));
+                self.start(Assignment { plan: *plan, rank, work }, ctx);
             }
             ToWorker::Measure { plan, rank } => {
                 self.start(Assignment { plan: *plan, rank, work: Work::Measure }, ctx);

@@ -14,7 +14,7 @@ use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// The exit code of a command that Ctrl-C ended, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -68,15 +68,25 @@ pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let with_parent = arguments.with_parent;
+    let (leave, leaving) = watch::channel(false);
+    // Once politely; whoever insists does not wait for a band to be handed over.
+    let terminated = async {
+        terminate.recv().await;
+        leave.send(true).ok();
+        terminate.recv().await;
+    };
     tokio::select! {
-        outcome = serve(arguments) => outcome,
+        outcome = serve(arguments, leaving) => outcome,
         () = parent_gone(), if with_parent => Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
-        _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+        () = terminated => Ok(ExitCode::SUCCESS),
     }
 }
 
-async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
+async fn serve(
+    arguments: JoinArgs,
+    mut leaving: watch::Receiver<bool>,
+) -> anyhow::Result<ExitCode> {
     check_address(&arguments.coordinator)?;
     let identity = &arguments.identity;
     let listen = identity.listen(arguments.listen)?;
@@ -94,7 +104,10 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
     };
     let endpoint = Endpoint::bind(doors).await?;
     let options = arguments.engine.options();
-    let engine = load(options).await?;
+    let engine = tokio::select! {
+        engine = load(options) => engine?,
+        _ = leaving.changed() => return Ok(ExitCode::SUCCESS),
+    };
     let (offers, lacks) = offered(&endpoint, &engine, &arguments.fabric)?;
     let names: Vec<&str> = offers.iter().map(|offer| offer.fabric().name()).collect();
     tracing::info!("fabrics offered to peers: {}", names.join(", "));
@@ -138,7 +151,8 @@ async fn serve(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
         tracing::info!("resident: {resident} MiB; free on {device}: {free} MiB");
     }
     let coordinator = actor::Coordinator { address, security };
-    Err(actor::join(&coordinator, about, engine, endpoint).await.into())
+    actor::join(&coordinator, about, engine, endpoint, leaving).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// What it offers its peers and why not more: the endpoint's fabrics, and NCCL if it computes on a GPU.

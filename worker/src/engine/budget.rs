@@ -57,7 +57,14 @@ pub(super) fn alone(checkpoint: &Checkpoint) -> Result<Needed> {
         identity: None,
     };
     let run = RunId { job: JobId(0), epoch: Epoch(0) };
-    let plan = Plan { run, spec, geometry, members: vec![member], fabrics: Vec::new() };
+    let plan = Plan {
+        run,
+        spec,
+        geometry,
+        members: vec![member],
+        fabrics: Vec::new(),
+        broken: Vec::new(),
+    };
     needed(checkpoint, checkpoint.unet(), &plan, Rank(0))
 }
 

@@ -3,6 +3,7 @@
 use super::Run;
 use super::budget;
 use super::guidance::guide;
+use super::latent::{Latent, activation, band_noise, channels_first_bytes, latent, latents};
 use super::staleness::Staleness;
 use crate::kernels::{Arena, Needed};
 use crate::memory;
@@ -15,10 +16,9 @@ use crate::model::unet::{Conditioning, UNet};
 use crate::model::{Error, Result};
 use crate::parallel::{Displaced, Mesh, Sharded, Synchronous, naive, rows};
 use crate::profile;
-use bytes::Bytes;
-use candle_core::Device;
+use bytes::{Bytes, BytesMut};
 use protocol::job::{Decode, JobSpec, Parallelism};
-use protocol::message::{Phase, ToCoordinator};
+use protocol::message::{Phase, Resume, ToCoordinator};
 use protocol::plan::{Band, Branch, Geometry, Plan, Stage};
 use protocol::{Call, Fault, FaultKind, Rank, RunId};
 use std::borrow::Cow;
@@ -27,12 +27,15 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Renders this rank's band and says so; ends with exactly one of `Decoded`, `Failed`, `Aborted`.
 pub fn render(checkpoint: &Checkpoint, run: Run) {
-    let Run { plan, rank, links, cancel, out } = run;
+    let Run { plan, rank, resume, links, cancel, out } = run;
     let said = Said { run: plan.run, out };
     let mesh = Mesh::new(&plan, checkpoint.sites(), rank, links, cancel);
     let rendered = mesh.map_err(Error::Exchange).and_then(|mut mesh| {
         mesh.join(&plan, checkpoint.sites(), checkpoint.device())?;
         let mut band = BandRun::new(checkpoint, &plan, rank, mesh, &said)?;
+        if let Some((resume, planes)) = &resume {
+            band.resume(*resume, planes)?;
+        }
         band.encode()
             .and_then(|conditioning| {
                 band.denoise(&conditioning)?;
@@ -76,9 +79,6 @@ impl Said {
         self.out.send((message, payload)).ok();
     }
 }
-
-/// What samplers compute with, on the host: [1, rows, columns, channels].
-type Latent = candle_core::Tensor;
 
 /// The state of one rank in one run.
 struct BandRun<'a> {
@@ -164,6 +164,28 @@ impl<'a> BandRun<'a> {
         })
     }
 
+    /// Goes on where others left the image: what is there after `resume.calls` calls takes the place of
+    /// the noise.
+    fn resume(&mut self, resume: Resume, planes: &Bytes) -> Result<()> {
+        let mismatch = |cause: String| Fault::new(FaultKind::PlanMismatch, cause);
+        let all = self.scheduler.timesteps().len();
+        let calls = to_usize(resume.calls);
+        if calls > all {
+            let cause = format!("it cannot go on after call {calls}: there are {all}");
+            return Err(mismatch(cause).into());
+        }
+        let mut tensors =
+            latents(planes, resume.history, self.geometry, self.band).map_err(mismatch)?;
+        self.latent = tensors.remove(0);
+        self.scheduler.resume(calls, tensors).map_err(|error| mismatch(error.to_string()))?;
+        // What others drew is drawn again, so that the rest is what it would have been.
+        for _ in 0..self.scheduler.draws(calls) {
+            band_noise(&mut self.generator, self.geometry, self.band)?;
+        }
+        self.call = resume.calls;
+        Ok(())
+    }
+
     /// The error, with the call it happened in.
     fn locate(&self, error: Error) -> Error {
         match error {
@@ -215,7 +237,7 @@ impl<'a> BandRun<'a> {
         self.enter(Phase::Denoising);
         let timesteps = self.scheduler.timesteps().to_vec();
         let calls = u32::try_from(timesteps.len()).unwrap_or(u32::MAX);
-        for (index, timestep) in timesteps.into_iter().enumerate() {
+        for (index, timestep) in timesteps.into_iter().enumerate().skip(to_usize(self.call)) {
             let started = Instant::now();
             self.profile();
             self.mesh.check_cancelled()?;
@@ -297,6 +319,7 @@ impl<'a> BandRun<'a> {
 
     fn report_step(&mut self, calls: u32, took: Duration) -> Result<()> {
         let spent = self.mesh.take_spent();
+        let history = self.scheduler.history();
         let message = ToCoordinator::Stepped {
             run: self.said.run,
             call: self.call,
@@ -306,10 +329,15 @@ impl<'a> BandRun<'a> {
             posted_bytes: spent.posted_bytes,
             displaced: self.staleness.displaced(),
             change: self.staleness.change(),
+            history: u8::try_from(history.len()).unwrap_or(u8::MAX),
         };
-        let reports = self.plan.reports(self.rank);
-        let latent = if reports { channels_first_bytes(&self.latent)? } else { Bytes::new() };
-        self.said.say(message, latent);
+        let mut planes = BytesMut::new();
+        if self.plan.reports(self.rank) {
+            for tensor in std::iter::once(&self.latent).chain(&history) {
+                planes.extend_from_slice(&channels_first_bytes(tensor)?);
+            }
+        }
+        self.said.say(message, planes.freeze());
         Ok(())
     }
 
@@ -378,20 +406,6 @@ fn exchange<'a>(
     }
 }
 
-/// A band [1, rows, columns, channels] of the whole image's noise: every rank draws all of it, so
-/// that the seed gives the same image on any number of ranks.
-fn band_noise(generator: &mut TorchGenerator, geometry: Geometry, band: Band) -> Result<Latent> {
-    let [all, columns, channels] =
-        [geometry.rows, geometry.columns, geometry.channels].map(to_usize);
-    let (top, rows) = (to_usize(band.top), to_usize(band.rows));
-    let noise = generator.randn(channels * all * columns);
-    let mut out = Vec::with_capacity(rows * columns * channels);
-    for pixel in top * columns..(top + rows) * columns {
-        out.extend((0..channels).map(|channel| noise[channel * all * columns + pixel]));
-    }
-    Ok(Latent::from_vec(out, (1, rows, columns, channels), &Device::Cpu)?)
-}
-
 /// The texts that a branch is conditioned on, in the order of its batch, and what each is.
 pub(super) fn texts(
     checkpoint: &Checkpoint,
@@ -408,25 +422,6 @@ pub(super) fn texts(
         texts.push(("prompt", checkpoint.embed(&plan.spec.prompt, memory)?));
     }
     Ok(texts)
-}
-
-/// What the network reads of a sampler's `x`.
-fn activation(memory: &Memory, x: &Latent) -> Result<Tensor> {
-    let (batch, rows, columns, channels) = x.dims4()?;
-    let values = x.flatten_all()?.to_vec1::<f32>()?;
-    Tensor::new(memory, &values, [batch, rows, columns, channels])
-}
-
-/// What the sampler reads of the network's `x`.
-fn latent(x: &Tensor) -> Result<Latent> {
-    Ok(Latent::from_slice(x.view(), x.dims(), &Device::Cpu)?)
-}
-
-/// `x` [1, rows, columns, channels] as little-endian f32 [channels, rows, columns].
-fn channels_first_bytes(x: &Latent) -> Result<Bytes> {
-    let channels_first = x.squeeze(0)?.permute((2, 0, 1))?.flatten_all()?;
-    let values = channels_first.to_vec1::<f32>()?;
-    Ok(values.iter().flat_map(|value| value.to_le_bytes()).collect())
 }
 
 /// -1..1 to 0..255, as diffusers does.

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 /// How a rank's layers exchanged in the calls so far.
 #[derive(Debug, Default)]
 pub(super) struct Staleness {
+    /// Whether a call was made. The first of a run is synchronous wherever it goes on: peers hold nothing yet.
+    begun: bool,
     /// The call whose values peers' were in the last call, if an earlier one.
     from: Option<Call>,
     /// The last call that was synchronous.
@@ -25,7 +27,8 @@ impl Staleness {
     /// The call whose values peers' are in `call`; None if it is synchronous, or nobody is asked.
     pub(super) fn enter(&mut self, spec: &JobSpec, mesh: &Mesh, call: Call) -> Option<Call> {
         let asks = spec.parallelism.has_bands() && !mesh.is_alone(Stage::Denoise);
-        self.from = if asks { self.stale_from(spec, call) } else { None };
+        self.from = if asks && self.begun { self.stale_from(spec, call) } else { None };
+        self.begun = true;
         if self.from.is_none() {
             self.synchronous = call;
         }

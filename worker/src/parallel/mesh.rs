@@ -282,6 +282,8 @@ impl Mesh {
         values: Outgoing<'_>,
         needed: Needed,
     ) -> Result<()> {
+        // Where nothing is waited for, this is the only place within a call that hears of it.
+        self.check_cancelled()?;
         let wire = self.wire(to.site);
         match values {
             Outgoing::Host(values) => {

@@ -62,7 +62,7 @@ fn mesh(notes: &Notes) -> Mesh {
     let geometry = Geometry { rows: 8, columns: 8, channels: 4, row_unit: 4, vae_factor: 8 };
     let run = RunId::default();
     let members = vec![member(0), member(1)];
-    let plan = Plan { run, spec, geometry, members, fabrics: Vec::new() };
+    let plan = Plan { run, spec, geometry, members, fabrics: Vec::new(), broken: Vec::new() };
     let site = |ask| SiteSpec {
         path: String::new(),
         ask,

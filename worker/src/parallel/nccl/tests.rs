@@ -186,7 +186,7 @@ fn plan(heights: &[u32], near: &[u16], mode: Mode, wire: Wire) -> Plan {
     let members: Vec<Member> = members.collect();
     let geometry =
         Geometry { rows: top, columns: COLUMNS, channels: 4, row_unit: 4, vae_factor: 8 };
-    Plan { run: RunId::default(), spec, geometry, members, fabrics: Vec::new() }
+    Plan { run: RunId::default(), spec, geometry, members, fabrics: Vec::new(), broken: Vec::new() }
 }
 
 const INPUT: Site = Site(0);

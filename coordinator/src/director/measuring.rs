@@ -1,31 +1,20 @@
 //! Links measured one after the other, while no job runs.
 
-use super::{Client, Supervisor};
+use super::{ClientId, Director};
 use crate::cluster::netcheck::Netcheck;
-use actix::prelude::{Handler, Message};
-use bytes::Bytes;
 use protocol::message::{MeasuredLink, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Fabric;
 use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
-
-/// A client wants the links between workers measured.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(in crate::actor) struct MeasureLinks {
-    pub(in crate::actor) client: u64,
-    pub(in crate::actor) fabrics: Vec<Fabric>,
-    pub(in crate::actor) out: Client,
-}
+use std::time::Duration;
 
 /// Links being measured, and for whom.
 #[derive(Debug)]
 pub(super) struct Checking {
-    client: u64,
-    out: Client,
+    client: ClientId,
     netcheck: Netcheck,
 }
 
-impl Supervisor {
+impl Director {
     /// What a rank said of its part of the current measurement.
     pub(super) fn rank_measured(&mut self, (run, rank): (RunId, Rank), message: ToCoordinator) {
         let Some(checking) = &mut self.checking else { return };
@@ -48,7 +37,7 @@ impl Supervisor {
 
     /// Ends a measurement that takes too long.
     pub(super) fn end_overdue_measurement(&mut self) {
-        let now = self.now();
+        let now = self.now;
         let overdue = self.checking.as_mut().and_then(|checking| checking.netcheck.overdue(now));
         if let Some((run, link)) = overdue {
             self.link_measured(run, Some(link));
@@ -57,22 +46,22 @@ impl Supervisor {
 
     /// The client that wanted to know has left. What is being measured ends by itself within seconds;
     /// jobs wait for its workers.
-    pub(super) fn stop_measuring_for(&mut self, client: u64) {
+    pub(super) fn stop_measuring_for(&mut self, client: ClientId) {
         if self.checking.as_ref().is_some_and(|checking| checking.client == client) {
             self.checking = None;
-            self.start_next();
+            self.go_on();
         }
     }
 
     /// A link is measured, or was to be: the next one, once both workers are free of it.
     fn link_measured(&mut self, run: RunId, link: Option<MeasuredLink>) {
-        let Some(Checking { out, .. }) = &self.checking else { return };
+        let Some(Checking { client, .. }) = self.checking else { return };
         if let Some(link) = link {
             if let Ok(figures) = &link.figures {
                 self.registry.observe_link(link.workers, link.fabric, *figures);
             }
             let failed = link.figures.as_ref().err().cloned();
-            out.send((ToClient::Link(Box::new(link)), Bytes::new())).ok(); // or it left
+            self.answer(client, ToClient::Link(Box::new(link)));
             if let Some(fault) = failed {
                 for worker in self.registry.busy_with(run) {
                     self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
@@ -86,43 +75,39 @@ impl Supervisor {
         if !self.registry.is_idle() {
             return; // whoever ends its part comes here again
         }
-        let now = self.now();
+        let now = self.now;
         let Some(checking) = &mut self.checking else { return };
         let Some(plan) = checking.netcheck.next(now) else {
-            if let Some(Checking { out, .. }) = self.checking.take() {
-                let view = Box::new(self.view());
-                out.send((ToClient::Cluster(view), Bytes::new())).ok(); // or it left
+            if let Some(Checking { client, .. }) = self.checking.take() {
+                let view = Box::new(self.view(now));
+                self.answer(client, ToClient::Cluster(view));
             }
-            return self.start_next();
+            return self.go_on();
         };
         for (rank, member) in plan.ranks().zip(&plan.members) {
             self.registry.assign(member.worker, plan.run, rank);
             self.order(member.worker, ToWorker::Measure { plan: Box::new(plan.clone()), rank });
         }
     }
-}
 
-impl Handler<MeasureLinks> for Supervisor {
-    type Result = ();
-
-    fn handle(&mut self, ask: MeasureLinks, _: &mut Self::Context) {
-        let MeasureLinks { client, fabrics, out } = ask;
+    /// A client wants the links between workers measured, over each of these fabrics that they share; none
+    /// named means all.
+    pub fn measure_links(&mut self, client: ClientId, fabrics: &[Fabric], now: Duration) {
+        self.now = now;
         let busy = self.active.is_some() || self.checking.is_some() || !self.registry.is_idle();
         let started = if busy {
             let cause = "workers are busy, and a measurement would disturb them and be disturbed: try \
                          again when `coordinator status` shows them idle";
             Err(Fault::new(FaultKind::QueueFull, cause))
         } else {
-            Netcheck::new(&self.registry.candidates(), &fabrics)
+            Netcheck::new(&self.registry.candidates(), fabrics)
         };
         match started {
             Ok(netcheck) => {
-                self.checking = Some(Checking { client, out, netcheck });
+                self.checking = Some(Checking { client, netcheck });
                 self.measure_next();
             }
-            Err(fault) => {
-                out.send((ToClient::Refused(fault), Bytes::new())).ok(); // or it left
-            }
+            Err(fault) => self.answer(client, ToClient::Refused(fault)),
         }
     }
 }

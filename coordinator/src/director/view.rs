@@ -1,26 +1,33 @@
 //! The cluster, as people see it.
 
-use super::{PROMPT_SHOWN, Supervisor};
+use super::{ClientId, Director};
 use crate::planner::fabrics;
-use actix::prelude::{Handler, Message, MessageResult};
 use protocol::Rank;
-use protocol::message::{BandView, ClusterView, JobView, LinkView};
+use protocol::message::{BandView, ClusterView, JobView, LinkView, ToClient};
 use protocol::plan::{Plan, RANKS_MAX};
+use std::time::Duration;
 
-/// Asks how the cluster is.
-#[derive(Debug, Message)]
-#[rtype(result = "ClusterView")]
-pub(in crate::actor) struct ReadCluster;
+/// Words of a prompt are cut to this many characters in `status`.
+const PROMPT_SHOWN: usize = 60;
 
-impl Supervisor {
-    pub(super) fn view(&self) -> ClusterView {
+impl Director {
+    /// Tells a client how the cluster is.
+    pub fn tell_status(&mut self, client: ClientId, now: Duration) {
+        let view = Box::new(self.view(now));
+        self.answer(client, ToClient::Cluster(view));
+    }
+
+    /// The cluster as it is `now`.
+    #[must_use]
+    pub fn view(&self, now: Duration) -> ClusterView {
         let workers = self.registry.candidates();
-        let pairs = fabrics::pairs(&workers[..workers.len().min(RANKS_MAX)], |workers, fabric| {
+        let workers = &workers[..workers.len().min(RANKS_MAX)];
+        let pairs = fabrics::pairs(workers, &self.registry.broken(now), |workers, fabric| {
             self.registry.link(workers, fabric)
         });
         ClusterView {
             release: protocol::RELEASE.to_owned(),
-            up_seconds: self.now().as_secs(),
+            up_seconds: now.as_secs(),
             model: self.registry.model().cloned(),
             workers: self.registry.views(),
             pairs,
@@ -31,9 +38,10 @@ impl Supervisor {
     fn jobs(&self) -> Vec<JobView> {
         let shown = |prompt: &str| prompt.chars().take(PROMPT_SHOWN).collect();
         let active = self.active.iter().map(|active| JobView {
-            id: active.job,
+            id: active.job(),
             prompt: shown(&active.run.plan().spec.prompt),
             progress: Some(active.run.progress().unwrap_or_default()),
+            interrupted: active.broken.as_ref().map(|broken| broken.fault().clone()),
             bands: bands(active.run.plan()),
             links: links(active.run.plan()),
             reason: active.reason.clone(),
@@ -42,6 +50,7 @@ impl Supervisor {
             id: waiting.job,
             prompt: shown(&waiting.request.prompt),
             progress: None,
+            interrupted: None,
             bands: Vec::new(),
             links: Vec::new(),
             reason: String::new(),
@@ -69,12 +78,4 @@ fn links(plan: &Plan) -> Vec<LinkView> {
         Some(LinkView { ranks: [one.0, other.0], fabric })
     };
     pairs.filter_map(view).collect()
-}
-
-impl Handler<ReadCluster> for Supervisor {
-    type Result = MessageResult<ReadCluster>;
-
-    fn handle(&mut self, _: ReadCluster, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.view())
-    }
 }

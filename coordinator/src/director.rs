@@ -1,0 +1,167 @@
+//! What the coordinator decides: who is in, which job runs on whom, and what becomes of it when a worker is lost.
+//!
+//! A plain struct: whatever happens is told to it together with the time, and what is to be done about it is
+//! fetched as [`Effect`]s. Sockets, actors and the clock are in [`actor`](crate::actor); a test can put
+//! a whole cluster around it in one thread.
+
+mod jobs;
+mod measuring;
+mod recovery;
+mod view;
+mod workers;
+
+pub use recovery::{EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, REPLACEMENT_PATIENCE};
+
+use crate::cluster::failure::Leases;
+use crate::cluster::pulse::Pulses;
+use crate::cluster::registry::Registry;
+use crate::job::checkpoint::Checkpoint;
+use crate::job::queue::{Queue, Waiting};
+use crate::job::state::RunState;
+use bytes::Bytes;
+use measuring::Checking;
+use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
+use protocol::{JobId, RunId, WorkerId};
+use recovery::Broken;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A client's session, numbered by whoever serves it.
+pub type ClientId = u64;
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Send this to a worker.
+    Order {
+        /// The worker.
+        worker: WorkerId,
+        /// The order.
+        order: Box<ToWorker>,
+        /// What goes with it.
+        payload: Bytes,
+    },
+    /// Send this to a client.
+    Tell {
+        /// The client.
+        client: ClientId,
+        /// The message.
+        message: Box<ToClient>,
+        /// What goes with it.
+        payload: Bytes,
+    },
+    /// End the session with a worker that is taken for lost: it may be alive, and must learn of it.
+    Dismiss(WorkerId),
+}
+
+/// The coordinator's decisions.
+#[derive(Debug, Default)]
+pub struct Director {
+    now: Duration,
+    registry: Registry,
+    leases: Leases,
+    queue: Queue,
+    followers: BTreeMap<JobId, Follower>,
+    active: Option<Active>,
+    checking: Option<Checking>,
+    drains: Vec<(WorkerId, ClientId)>,
+    accepted: u64,
+    shutting_down: bool,
+    effects: Vec<Effect>,
+}
+
+/// Who hears of a job.
+#[derive(Debug)]
+struct Follower {
+    client: ClientId,
+    /// Where the job stood in the queue when the client was last told.
+    told: Option<Event>,
+}
+
+/// The job being rendered.
+#[derive(Debug)]
+struct Active {
+    asked: Waiting,
+    run: RunState,
+    /// Why the work is shared as it is.
+    reason: String,
+    pulses: Pulses,
+    /// Where it can go on without a change of its bits, if not from its start.
+    exact: Option<Checkpoint>,
+    /// Set while it is broken off.
+    broken: Option<Broken>,
+    /// How often in a row it broke off without a call done in between.
+    futile: u32,
+}
+
+impl Active {
+    fn job(&self) -> JobId {
+        self.asked.job
+    }
+
+    fn run_id(&self) -> RunId {
+        self.run.plan().run
+    }
+}
+
+impl Director {
+    /// What is to be done, in this order, because of what was said since this was last asked.
+    pub fn effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    fn order(&mut self, worker: WorkerId, order: ToWorker) {
+        let (order, payload) = (Box::new(order), Bytes::new());
+        self.effects.push(Effect::Order { worker, order, payload });
+    }
+
+    fn answer(&mut self, client: ClientId, message: ToClient) {
+        let (message, payload) = (Box::new(message), Bytes::new());
+        self.effects.push(Effect::Tell { client, message, payload });
+    }
+
+    fn tell(&mut self, job: JobId, event: Event, payload: Bytes) {
+        if let Some(Follower { client, .. }) = self.followers.get(&job) {
+            let message = Box::new(ToClient::Event { job, event });
+            self.effects.push(Effect::Tell { client: *client, message, payload });
+        }
+    }
+
+    /// Time has passed. Must be said every [`TICK`](crate::cluster::failure::TICK).
+    pub fn tick(&mut self, now: Duration) {
+        self.now = now;
+        self.end_overdue_measurement();
+        for worker in self.leases.expired(now) {
+            self.dismiss(worker, "it was silent for longer than its lease");
+        }
+        self.look_for_stalls();
+        self.go_on();
+    }
+
+    /// Ends every job; no more start.
+    pub fn shut_down(&mut self, now: Duration) {
+        self.now = now;
+        self.shutting_down = true;
+        self.end_all_jobs();
+    }
+}
+
+fn because(cause: &str) -> String {
+    if cause.is_empty() { String::new() } else { format!(": {cause}") }
+}
+
+/// The run that a message is about.
+fn run_of(message: &ToCoordinator) -> Option<RunId> {
+    match message {
+        ToCoordinator::Alive { .. } | ToCoordinator::Leaving => None,
+        ToCoordinator::Notice { run, .. }
+        | ToCoordinator::Entered { run, .. }
+        | ToCoordinator::Stepped { run, .. }
+        | ToCoordinator::Probed { run, .. }
+        | ToCoordinator::Profiled { run, .. }
+        | ToCoordinator::Decoded { run, .. }
+        | ToCoordinator::Measured { run, .. }
+        | ToCoordinator::Failed { run, .. }
+        | ToCoordinator::Aborted { run } => Some(*run),
+    }
+}

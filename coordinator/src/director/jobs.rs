@@ -1,0 +1,275 @@
+//! Jobs from submission to their end.
+
+use super::{Active, ClientId, Director, Effect, Follower};
+use crate::cluster::pulse::Pulses;
+use crate::job::checkpoint::Checkpoint;
+use crate::job::queue::Waiting;
+use crate::job::state::RunState;
+use crate::planner::{self, Candidate, Placed, Wish, fabrics};
+use bytes::Bytes;
+use protocol::job::JobRequest;
+use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
+use protocol::plan::Plan;
+use protocol::{Fault, FaultKind, JobId, Rank};
+use std::time::Duration;
+
+impl Director {
+    /// A client submits a job; `seed` is used if it names none.
+    pub fn submit(&mut self, client: ClientId, request: JobRequest, seed: u64, now: Duration) {
+        self.now = now;
+        match self.accept(client, request, seed) {
+            Ok((job, ahead)) => {
+                self.followers.insert(job, Follower { client, told: None });
+                let ahead = ahead + usize::from(self.active.is_some());
+                let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+                self.answer(client, ToClient::Accepted { job, ahead, kept: false });
+            }
+            Err(fault) => self.answer(client, ToClient::Refused(fault)),
+        }
+        self.go_on();
+    }
+
+    fn accept(
+        &mut self,
+        client: ClientId,
+        request: JobRequest,
+        seed: u64,
+    ) -> Result<(JobId, usize), Fault> {
+        if self.shutting_down {
+            return Err(Fault::new(FaultKind::ShuttingDown, "the coordinator is going away"));
+        }
+        if let Some(card) = self.registry.model() {
+            planner::settle(&request, card, seed)?;
+        }
+        self.queue.check_room()?;
+        self.accepted += 1;
+        let job = JobId(self.accepted);
+        Ok((job, self.queue.push(Waiting::new(job, client, request, seed))))
+    }
+
+    /// A client wants to hear of a job from now on, in the place of whoever did before.
+    pub fn follow(&mut self, client: ClientId, job: JobId, now: Duration) {
+        self.now = now;
+        let running = self.active.as_ref().filter(|active| active.job() == job);
+        let started = running.map(|active| self.started(active.run.plan(), active.reason.clone()));
+        let place = self.queue.iter().position(|waiting| waiting.job == job);
+        let ahead = match (&started, place) {
+            (Some(_), _) => 0,
+            (None, Some(ahead)) => ahead + usize::from(self.active.is_some()),
+            (None, None) => {
+                let cause = format!("{job} is not known here: it has ended, or was never accepted");
+                let fault = Fault::new(FaultKind::InvalidRequest, cause);
+                return self.answer(client, ToClient::Refused(fault));
+            }
+        };
+        self.followers.insert(job, Follower { client, told: None });
+        let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+        self.answer(client, ToClient::Accepted { job, ahead, kept: false });
+        if let Some(started) = started {
+            self.tell(job, started, Bytes::new());
+        }
+        self.tell_waiting();
+    }
+
+    /// A client's session ended: its jobs are cancelled.
+    pub fn client_left(&mut self, client: ClientId, now: Duration) {
+        self.now = now;
+        for job in self.queue.forget(client) {
+            self.followers.remove(&job);
+        }
+        self.drains.retain(|(_, each)| *each != client);
+        self.stop_measuring_for(client);
+        if self.active.as_ref().is_some_and(|active| active.asked.client == Some(client)) {
+            self.fail(Fault::new(FaultKind::Cancelled, "the client that submitted it went away"));
+        }
+        self.followers.retain(|_, follower| follower.client != client);
+    }
+
+    /// Does what can be done now: goes on with a job that broke off, or starts the next one.
+    pub(super) fn go_on(&mut self) {
+        self.resume();
+        while self.active.is_none() && self.checking.is_none() && !self.shutting_down {
+            let Some(next) = self.queue.next() else { return };
+            let job = next.job;
+            match self.plan_next() {
+                Err(fault) if fault.kind == FaultKind::NoWorkers => break,
+                Err(fault) => {
+                    self.queue.pop();
+                    self.tell(job, Event::Failed { fault }, Bytes::new());
+                    self.followers.remove(&job);
+                }
+                Ok(placed) => self.start(placed),
+            }
+        }
+        self.tell_waiting();
+    }
+
+    /// The workers that can be given something: idle, and not cut off from each other.
+    pub(super) fn candidates(&self, request: &JobRequest) -> Vec<Candidate> {
+        fabrics::connected(self.registry.idle(), &request.fabrics, &self.registry.broken(self.now))
+    }
+
+    /// A plan for the next job.
+    ///
+    /// `NoWorkers` if it has to wait: also for workers that are still stopping an earlier run,
+    /// unless the job says how many it wants and they are there.
+    fn plan_next(&self) -> Result<Placed, Fault> {
+        let waits = |cause: &str| Fault::new(FaultKind::NoWorkers, cause);
+        let next = self.queue.next().ok_or_else(|| waits("no job"))?;
+        let card = self.registry.model().ok_or_else(|| waits("no worker has joined"))?;
+        if next.request.workers.is_none() && self.registry.idle().len() < self.registry.staying() {
+            return Err(waits("workers are still stopping an earlier job"));
+        }
+        let candidates = self.candidates(&next.request);
+        let spec = planner::settle(&next.request, card, next.seed)?;
+        let wish = Wish { broken: self.registry.broken(self.now), ..Wish::from(&next.request) };
+        let pairs = self.registry.pairs(&wish.fabrics);
+        let cluster = planner::Cluster { candidates: &candidates, pairs: Some(&pairs) };
+        planner::place(next.run(), spec, card, cluster, wish)
+    }
+
+    fn start(&mut self, Placed { plan, reason }: Placed) {
+        let Some(mut asked) = self.queue.pop() else { return };
+        let job = asked.job;
+        let left_out = self.registry.idle().len() - plan.world_size();
+        tracing::info!("{job} starts on {} workers: {reason}", plan.world_size());
+        let started = self.started(&plan, reason.clone());
+        self.tell(job, started, Bytes::new());
+        if left_out > 0 && asked.request.workers.is_none() {
+            let text = format!(
+                "{left_out} of the workers have no part in this image: its height has bands for \
+                 {} only",
+                plan.world_size()
+            );
+            self.tell(job, Event::Notice { text }, Bytes::new());
+        }
+        let checkpoint = asked.checkpoint.take();
+        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.fits(plan.geometry));
+        self.command(&plan, checkpoint.as_ref());
+        let latents = asked.request.stream_latents;
+        let carried = (checkpoint, crate::job::state::Tally::default());
+        let pulses = Pulses::new(plan.world_size());
+        let run = RunState::resumed(plan, latents, self.now, carried);
+        let (exact, broken, futile) = (None, None, 0);
+        self.active = Some(Active { asked, run, reason, pulses, exact, broken, futile });
+    }
+
+    pub(super) fn started(&self, plan: &Plan, reason: String) -> Event {
+        let model = self.registry.model().map_or_else(String::new, |card| card.name.clone());
+        let (spec, geometry) = (Box::new(plan.spec.clone()), plan.geometry);
+        Event::Started { spec, model, geometry, bands: super::view::bands(plan), reason }
+    }
+
+    /// Gives every rank its part.
+    pub(super) fn command(&mut self, plan: &Plan, checkpoint: Option<&Checkpoint>) {
+        for (rank, member) in plan.ranks().zip(&plan.members) {
+            self.registry.assign(member.worker, plan.run, rank);
+            let resume = checkpoint.map(Checkpoint::resume);
+            let order = ToWorker::Start { plan: Box::new(plan.clone()), rank, resume };
+            let payload = checkpoint.map(|from| from.band(plan.geometry, member.band));
+            self.effects.push(Effect::Order {
+                worker: member.worker,
+                order: Box::new(order),
+                payload: payload.unwrap_or_default(),
+            });
+        }
+    }
+
+    /// Tells every waiting job where it stands, if that changed.
+    fn tell_waiting(&mut self) {
+        let running = u32::from(self.active.is_some());
+        let workers = u32::try_from(self.registry.len()).unwrap_or(u32::MAX);
+        for (waiting, ahead) in self.queue.iter().zip(running..) {
+            let wanted = waiting.request.workers.unwrap_or(1).into();
+            let event = Event::Queued { ahead, workers, wanted };
+            let Some(follower) = self.followers.get_mut(&waiting.job) else { continue };
+            if follower.told.as_ref() != Some(&event) {
+                follower.told = Some(event.clone());
+                let message = Box::new(ToClient::Event { job: waiting.job, event });
+                let (client, payload) = (follower.client, Bytes::new());
+                self.effects.push(Effect::Tell { client, message, payload });
+            }
+        }
+    }
+
+    /// What a rank of the running job said of it.
+    pub(super) fn rank_reported(&mut self, rank: Rank, message: ToCoordinator, payload: Bytes) {
+        let now = self.now;
+        let Some(active) = &mut self.active else { return };
+        let job = active.job();
+        match message {
+            ToCoordinator::Failed { fault, .. } if breaks_off(&fault) => self.break_off(fault),
+            ToCoordinator::Failed { fault, .. } => self.fail(fault),
+            ToCoordinator::Aborted { .. } => self.go_on(),
+            message => match active.run.handle(rank, message, payload, now) {
+                Ok(due) => {
+                    if active.run.is_done(rank) {
+                        active.pulses.done(rank);
+                    }
+                    match due {
+                        None => {}
+                        Some((event @ Event::Finished { .. }, image)) => self.finish(event, image),
+                        Some((event, payload)) => {
+                            let step = matches!(event, Event::Step { .. });
+                            self.tell(job, event, payload);
+                            if step {
+                                self.stepped();
+                            }
+                        }
+                    }
+                }
+                Err(fault) => self.fail(fault),
+            },
+        }
+    }
+
+    /// All ranks did a call.
+    fn stepped(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        active.futile = 0;
+        if let Some(checkpoint) = active.run.checkpoint()
+            && active.asked.request.deterministic
+            && active.run.plan().resumes_exactly(checkpoint.calls)
+        {
+            active.exact = Some(checkpoint.clone());
+        }
+        self.report_slow();
+    }
+
+    fn finish(&mut self, event: Event, image: Bytes) {
+        let Some(active) = self.active.take() else { return };
+        tracing::info!("{} is finished", active.job());
+        self.tell(active.job(), event, image);
+        self.followers.remove(&active.job());
+        self.registry.observe_speeds(&active.run.speeds());
+        self.go_on();
+    }
+
+    /// Ends the running job without an image.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        let Some(active) = self.active.take() else { return };
+        tracing::warn!("{} failed: {fault}", active.job());
+        let run = active.run_id();
+        for worker in self.registry.busy_with(run) {
+            self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
+        }
+        self.tell(active.job(), Event::Failed { fault }, Bytes::new());
+        self.followers.remove(&active.job());
+        self.go_on();
+    }
+
+    pub(super) fn end_all_jobs(&mut self) {
+        let fault = Fault::new(FaultKind::ShuttingDown, "the coordinator is shutting down");
+        let waiting: Vec<JobId> = self.queue.drain().map(|waiting| waiting.job).collect();
+        for job in waiting {
+            self.tell(job, Event::Failed { fault: fault.clone() }, Bytes::new());
+            self.followers.remove(&job);
+        }
+        self.fail(fault);
+    }
+}
+
+/// Whether a run that failed so is gone on with elsewhere: what a worker cannot compute another could not.
+fn breaks_off(fault: &Fault) -> bool {
+    matches!(fault.kind, FaultKind::WorkerLost | FaultKind::PeerLost)
+}

@@ -1,0 +1,258 @@
+//! A job that breaks off, and goes on from its last checkpoint.
+//!
+//! - **R-1 epoch**: every run of a job has a higher epoch than the one before.
+//! - **R-2 fence**: nobody is given a part of the new run before it has ended its part of the old one.
+//! - **R-3 one call**: no more than the call under way is lost, unless the job asks for unchanged bits.
+//! - **R-4 progress**: a job that breaks off again and again without a call done in between fails.
+
+use super::{Active, Director};
+use crate::cluster::failure::LEASE;
+use crate::cluster::pulse::Pulses;
+use crate::job::checkpoint::Checkpoint;
+use crate::job::state::RunState;
+use crate::planner::{self, Candidate, Placed, Wish};
+use bytes::Bytes;
+use protocol::message::{Event, RecoveryView, ToWorker};
+use protocol::plan::Plan;
+use protocol::{Fault, FaultKind, WorkerId};
+use std::time::Duration;
+
+/// How long a broken link waits for the lost worker that explains it: until a worker that is silent since
+/// then has lost its lease. "The worker X was lost" says more than "rank 0 lost its link to rank 1", and
+/// the link need not be taken for broken.
+pub const EXPLANATION_PATIENCE: Duration = LEASE.saturating_add(Duration::from_millis(200));
+/// How long those that are left may take to end their part of the run: they do at their next exchange, or where
+/// there is none after the call, for which they are given as long as the longest so far. Whoever is
+/// still at it then has no part in what follows.
+pub const FREE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a job that is to keep its bits waits for another worker: that a supervisor starts it again, and it
+/// loads its model.
+pub const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(60);
+/// How often in a row a job may break off without a call done: whatever it is, it will not pass.
+pub const FUTILE_MAX: u32 = 5;
+
+/// A job that is broken off.
+#[derive(Debug)]
+pub(super) struct Broken {
+    fault: Fault,
+    since: Duration,
+    /// Until when the fault may be explained by another.
+    unexplained_until: Duration,
+    /// Until when workers may be at it.
+    busy_until: Duration,
+    told: bool,
+}
+
+impl Broken {
+    /// Why.
+    pub(super) fn fault(&self) -> &Fault {
+        &self.fault
+    }
+}
+
+impl Director {
+    /// The running job cannot go on as it is.
+    pub(super) fn break_off(&mut self, fault: Fault) {
+        let now = self.now;
+        let Some(active) = &mut self.active else { return };
+        let waits = fault.kind == FaultKind::PeerLost && fault.peer.is_some();
+        match &mut active.broken {
+            // A lost worker explains a lost link, never the other way round.
+            Some(broken) if !waits && now < broken.unexplained_until => {
+                broken.fault = fault;
+                broken.unexplained_until = now;
+            }
+            Some(_) => {}
+            None => {
+                let longest = active.run.longest_call();
+                active.futile += 1;
+                active.broken = Some(Broken {
+                    fault: fault.clone(),
+                    since: now,
+                    unexplained_until: if waits { now + EXPLANATION_PATIENCE } else { now },
+                    busy_until: now + FREE_PATIENCE.max(longest * 2),
+                    told: false,
+                });
+                let run = active.run_id();
+                tracing::warn!("{run} broke off: {fault}");
+                for worker in self.registry.busy_with(run) {
+                    self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
+                }
+            }
+        }
+        self.go_on();
+    }
+
+    /// Goes on with a job that is broken off, if that can be done now.
+    pub(super) fn resume(&mut self) {
+        let now = self.now;
+        let Some(active) = &mut self.active else { return };
+        let Some(broken) = active.broken.as_mut() else { return };
+        if now < broken.unexplained_until {
+            return;
+        }
+        if !broken.told {
+            broken.told = true;
+            self.tell_broken();
+        }
+        let Some(active) = &self.active else { return };
+        let Some(broken) = &active.broken else { return };
+        if active.futile > FUTILE_MAX {
+            let mut fault = broken.fault.clone();
+            fault.cause = format!(
+                "{}; the job broke off {} times in a row before a call was done",
+                fault.cause, active.futile
+            );
+            return self.fail(fault);
+        }
+        if now < broken.busy_until && !self.registry.busy_with(active.run_id()).is_empty() {
+            return;
+        }
+        match self.replan(active) {
+            Ok(Some((placed, checkpoint))) => self.restart(placed, checkpoint),
+            Ok(None) => {}
+            Err(fault) => self.fail(fault),
+        }
+    }
+
+    /// Nothing explains it any more: people are told, and a link that broke is not used for a while.
+    fn tell_broken(&mut self) {
+        let Some(active) = &self.active else { return };
+        let Some(Broken { fault, .. }) = &active.broken else { return };
+        let (plan, fault) = (active.run.plan(), fault.clone());
+        let call = active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls);
+        if let (FaultKind::PeerLost, Some(rank), Some(peer)) = (fault.kind, fault.rank, fault.peer)
+            && let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
+            && let Some(fabric) = plan.fabric(rank, peer)
+        {
+            tracing::warn!(
+                "{} and {} exchange no more over {fabric} for a while",
+                one.name,
+                other.name
+            );
+            self.registry.break_link([one.worker, other.worker], fabric, self.now);
+        }
+        self.tell(active.job(), Event::Interrupted { fault, call }, Bytes::new());
+    }
+
+    /// A plan for what is left of a job, and from where it goes on. None: it has to wait.
+    fn replan(&self, active: &Active) -> Result<Option<(Placed, Option<Checkpoint>)>, Fault> {
+        let (old, request) = (active.run.plan(), &active.asked.request);
+        let mut candidates = self.candidates(request);
+        // Whoever was at it comes first: it has the fewest bands to move.
+        let was_there = |each: &Candidate| old.members.iter().any(|m| m.worker == each.worker);
+        candidates.sort_by_key(|each| !was_there(each));
+        let Some(card) = self.registry.model().filter(|_| !candidates.is_empty()) else {
+            return Ok(None);
+        };
+        let links = self.registry.broken(self.now);
+        let since = active.broken.as_ref().map_or(self.now, |broken| broken.since);
+        if request.deterministic && self.now < since + REPLACEMENT_PATIENCE {
+            let from = active.run.checkpoint().filter(|from| old.resumes_exactly(from.calls));
+            let from = from.or(active.exact.as_ref()).cloned();
+            let plan = planner::refill(old, old.run.next(), &candidates, &links);
+            let reason = format!("{}; the same bands as before", active.reason);
+            return Ok(plan.map(|plan| (Placed { plan, reason }, from)));
+        }
+        let count = u16::try_from(candidates.len()).unwrap_or(u16::MAX);
+        let wish = Wish {
+            workers: request.workers.map(|wanted| wanted.min(count)),
+            broken: links,
+            ..Wish::from(request)
+        };
+        let pairs = self.registry.pairs(&wish.fabrics);
+        let cluster = planner::Cluster { candidates: &candidates, pairs: Some(&pairs) };
+        let placed = planner::place(old.run.next(), old.spec.clone(), card, cluster, wish)?;
+        Ok(Some((placed, active.run.checkpoint().cloned())))
+    }
+
+    /// Starts what is left of a job.
+    fn restart(&mut self, Placed { plan, reason }: Placed, from: Option<Checkpoint>) {
+        let Some(mut active) = self.active.take() else { return };
+        let Some(broken) = active.broken.take() else { return };
+        let old = active.run.plan();
+        let ranks = |plan: &Plan| u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
+        let resumed_at = from.as_ref().map_or(0, |from| from.calls);
+        let recovery = RecoveryView {
+            fault: broken.fault,
+            broke_at: active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls),
+            resumed_at,
+            seconds: self.now.saturating_sub(broken.since).as_secs_f64(),
+            workers: [ranks(old), ranks(&plan)],
+            exact: same_bands(old, &plan) && plan.resumes_exactly(resumed_at),
+        };
+        tracing::info!(
+            "{} goes on after call {resumed_at} on {} workers, {:.2} s later: {reason}",
+            plan.run,
+            plan.world_size(),
+            recovery.seconds
+        );
+        if active.asked.request.deterministic && !recovery.exact {
+            let text = format!(
+                "no worker came in place of the lost one within {} s: the image goes on, but its bits are no \
+                 longer those of an undisturbed run",
+                REPLACEMENT_PATIENCE.as_secs()
+            );
+            self.tell(active.job(), Event::Notice { text }, Bytes::new());
+        }
+        let bands = super::view::bands(&plan);
+        let event = Event::Resumed { recovery: recovery.clone(), bands, reason: reason.clone() };
+        self.tell(active.job(), event, Bytes::new());
+        self.command(&plan, from.as_ref());
+        let mut tally = active.run.tally().clone();
+        tally.recoveries.push(recovery);
+        let latents = active.asked.request.stream_latents;
+        let pulses = Pulses::new(plan.world_size());
+        let run = RunState::resumed(plan, latents, active.run.started(), (from, tally));
+        self.active = Some(Active { run, reason, pulses, ..active });
+    }
+
+    /// Gives a busy worker's part to others, if there are any and the job need not keep its bits.
+    pub(super) fn hand_over(&mut self, worker: WorkerId) {
+        let Some(active) = &self.active else { return };
+        let at = |member: &protocol::plan::Member| member.worker == worker;
+        let Some(leaving) = active.run.plan().members.iter().find(|member| at(member)) else {
+            return;
+        };
+        let others = active.run.plan().members.iter().filter(|member| !at(member));
+        let others = others.filter(|member| !self.registry.is_draining(member.worker)).count();
+        let spares = self.registry.idle().len();
+        if others + spares > 0 && !active.asked.request.deterministic {
+            let cause = format!("the worker {} leaves, and hands its band over", leaving.name);
+            self.break_off(Fault::new(FaultKind::Replanned, cause));
+        }
+    }
+
+    /// Tells of a worker that is slower than its band is tall, and moves the bands if the job asked for that.
+    pub(super) fn report_slow(&mut self) {
+        let Some(active) = &self.active else { return };
+        let Some((rank, times)) = active.run.slow_rank() else { return };
+        let Some(member) = active.run.plan().member(rank) else { return };
+        let moves = active.asked.request.rebalance && !active.asked.request.deterministic;
+        let text = format!(
+            "the worker {} takes {times:.1} times as long for its band as the mean; {}",
+            member.name,
+            if moves {
+                "bands move"
+            } else {
+                "bands move with the next job, or at once with --rebalance"
+            }
+        );
+        let job = active.job();
+        if moves {
+            let seen = active.run.speeds();
+            self.registry.observe_speeds(&seen);
+            self.break_off(Fault::new(FaultKind::Replanned, text));
+        } else {
+            self.tell(job, Event::Notice { text }, Bytes::new());
+        }
+    }
+}
+
+/// Whether ranks have the same bands in both plans.
+fn same_bands(one: &Plan, other: &Plan) -> bool {
+    let bands = |plan: &Plan| -> Vec<_> {
+        plan.members.iter().map(|each| (each.branch, each.band, each.decodes)).collect()
+    };
+    bands(one) == bands(other)
+}
