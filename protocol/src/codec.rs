@@ -144,14 +144,22 @@ pub fn encode_head<M: Serialize>(
     payload_bytes: usize,
     limits: &Limits,
 ) -> Result<BytesMut, FrameError> {
-    let body = bincode::serde::encode_to_vec(message, bincode::config::standard())
-        .map_err(|error| FrameError::Unencodable { cause: error.to_string() })?;
+    let body = encode_body(message)?;
     limits.check(body.len(), payload_bytes)?;
     let mut bytes = BytesMut::with_capacity(LENGTHS_BYTES + body.len());
     bytes.put_u32_le(length(body.len())?);
     bytes.put_u32_le(length(payload_bytes)?);
     bytes.put_slice(&body);
     Ok(bytes)
+}
+
+/// A message's body alone, as [`decode_body`] reads it: what is kept of a message, not sent.
+///
+/// # Errors
+/// If the message cannot be written.
+pub fn encode_body<M: Serialize>(message: &M) -> Result<Vec<u8>, FrameError> {
+    bincode::serde::encode_to_vec(message, bincode::config::standard())
+        .map_err(|error| FrameError::Unencodable { cause: error.to_string() })
 }
 
 fn length(bytes: usize) -> Result<u32, FrameError> {

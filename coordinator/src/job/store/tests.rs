@@ -1,0 +1,365 @@
+use super::*;
+use crate::planner::settle;
+use crate::planner::tests::{card, request};
+use std::fs;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::process::Command;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn asked(prompt: &str) -> JobRequest {
+    JobRequest { prompt: prompt.to_owned(), ..request() }
+}
+
+fn spec(steps: u32) -> JobSpec {
+    let request = JobRequest { steps: Some(steps), ..request() };
+    settle(&request, &card(), 1).unwrap()
+}
+
+fn run(job: JobId, epoch: u32) -> RunId {
+    RunId { job, epoch: Epoch(epoch) }
+}
+
+fn finished() -> [Event; 2] {
+    let notice = Event::Notice { text: "the prompt is long".to_owned() };
+    let (latent, waits) = ("ab".to_owned(), Vec::new());
+    let (seconds_per_step, seconds, displaced_calls) = (0.5, 2.0, 3);
+    [notice, Event::Finished { seconds_per_step, seconds, waits, latent, displaced_calls }]
+}
+
+fn failed(cause: &str) -> [Event; 1] {
+    [Event::Failed { fault: Fault::new(FaultKind::Cancelled, cause) }]
+}
+
+/// With two jobs accepted, of which the first has started a run.
+fn with_jobs(mut store: Store) -> Store {
+    assert_eq!(store.accept(&asked("first"), u64::MAX, 100).unwrap(), JobId(1));
+    assert_eq!(store.accept(&asked("second"), 7, 101).unwrap(), JobId(2));
+    store.started(run(JobId(1), 0), "digest", &spec(4)).unwrap();
+    store
+}
+
+fn store(folder: &Path) -> Store {
+    with_jobs(Store::open(folder).unwrap())
+}
+
+fn checkpoint(store: &Store) -> Option<StoredCheckpoint> {
+    store.unfinished().unwrap().jobs[0].checkpoint.clone()
+}
+
+#[test]
+fn k1_jobs_come_back_in_order_each_with_its_last_run_and_checkpoint() {
+    let folder = folder();
+    let mut store = store(folder.path());
+    store.checkpoint(run(JobId(1), 0), 1, 4, b"older").unwrap();
+    store.checkpoint(run(JobId(1), 0), 2, 4, b"newer").unwrap();
+    drop(store);
+    let unfinished = Store::open(folder.path()).unwrap().unfinished().unwrap();
+    let first = StoredJob {
+        job: JobId(1),
+        accepted: 100,
+        request: asked("first"),
+        seed: u64::MAX,
+        run: Some(StoredRun { epoch: Epoch(0), model: "digest".to_owned(), spec: spec(4) }),
+        checkpoint: Some(StoredCheckpoint { calls: 2, of: 4, bytes: "newer".into() }),
+    };
+    let second = StoredJob {
+        job: JobId(2),
+        accepted: 101,
+        request: asked("second"),
+        seed: 7,
+        run: None,
+        checkpoint: None,
+    };
+    let unreadable = Vec::new();
+    assert_eq!(unfinished, Unfinished { jobs: vec![first, second], unreadable });
+}
+
+#[test]
+fn an_end_is_kept_for_clients_that_come_back() {
+    let folder = folder();
+    let mut store = store(folder.path());
+    store.checkpoint(run(JobId(1), 0), 1, 4, b"dropped").unwrap();
+    assert_eq!(store.outcome(JobId(1)).unwrap(), None);
+    store.finish(JobId(1), &finished(), &[1, 2, 3], 200).unwrap();
+    store.finish(JobId(2), &failed("enough"), &[], 201).unwrap();
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.unfinished().unwrap(), Unfinished::default());
+    let (events, image) = (finished().to_vec(), Bytes::from_static(&[1, 2, 3]));
+    assert_eq!(store.outcome(JobId(1)).unwrap(), Some(Outcome { ended: 200, events, image }));
+    let (events, image) = (failed("enough").to_vec(), Bytes::new());
+    assert_eq!(store.outcome(JobId(2)).unwrap(), Some(Outcome { ended: 201, events, image }));
+    for unknown in [0, 3, u64::MAX] {
+        assert_eq!(store.outcome(JobId(unknown)).unwrap(), None);
+    }
+    let count = "SELECT count(*) FROM checkpoints";
+    assert_eq!(store.connection.query_row(count, [], |row| row.get(0)), Ok(0));
+}
+
+#[test]
+fn k2_numbers_are_not_given_again_after_their_jobs_are_forgotten() {
+    let folder = folder();
+    let mut store = store(folder.path());
+    store.finish(JobId(2), &finished(), &[], 200).unwrap();
+    assert_eq!(store.forget_before(200).unwrap(), 0);
+    assert_eq!(store.forget_before(201).unwrap(), 1);
+    assert_eq!(store.outcome(JobId(2)).unwrap(), None);
+    drop(store);
+    let mut store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.accept(&request(), 1, 300).unwrap(), JobId(3));
+    assert_eq!(store.forget_before(u64::MAX).unwrap(), 0, "unfinished jobs are not forgotten");
+}
+
+#[test]
+fn k2_epochs_only_rise_and_only_the_last_run_has_checkpoints() {
+    let mut store = with_jobs(Store::in_memory());
+    let job = JobId(1);
+    store.started(run(job, 3), "digest", &spec(4)).unwrap();
+    let refused = [
+        store.started(run(job, 3), "digest", &spec(4)).unwrap_err(),
+        store.started(run(job, 2), "digest", &spec(4)).unwrap_err(),
+        store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
+        store.checkpoint(run(job, 4), 1, 4, b"early").unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, StoreError::OutOfOrder { last: Some(Epoch(3)), .. }), "{error}");
+    }
+    let unstarted = store.checkpoint(run(JobId(2), 0), 1, 4, b"early").unwrap_err().to_string();
+    assert_eq!(unstarted, "job-2 epoch 0 is out of order: the last run of its job is none");
+    assert_eq!(checkpoint(&store), None);
+}
+
+#[test]
+fn what_has_ended_stays_ended() {
+    let mut store = with_jobs(Store::in_memory());
+    let job = JobId(1);
+    store.finish(job, &finished(), &[1], 200).unwrap();
+    let refused = [
+        store.finish(job, &failed("late"), &[], 201).unwrap_err(),
+        store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
+        store.started(run(job, 9), "digest", &spec(4)).unwrap_err(),
+        store.finish(JobId(99), &failed("never was"), &[], 201).unwrap_err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, StoreError::NotUnfinished(_)), "{error}");
+    }
+    assert_eq!(store.outcome(job).unwrap().unwrap().ended, 200);
+}
+
+#[test]
+fn k3_a_checkpoint_outlives_a_new_run_but_not_another_spec_or_model() {
+    let mut store = with_jobs(Store::in_memory());
+    let job = JobId(1);
+    store.checkpoint(run(job, 0), 1, 4, b"kept").unwrap();
+    store.started(run(job, 1), "digest", &spec(4)).unwrap();
+    assert_eq!(checkpoint(&store).unwrap().bytes, "kept");
+    store.started(run(job, 0), "other", &spec(4)).unwrap_err();
+    assert!(checkpoint(&store).is_some(), "a refused start changes nothing");
+    store.started(run(job, 2), "digest", &spec(5)).unwrap();
+    assert_eq!(checkpoint(&store), None);
+    store.checkpoint(run(job, 2), 1, 5, b"new").unwrap();
+    store.started(run(job, 3), "other", &spec(5)).unwrap();
+    assert_eq!(checkpoint(&store), None);
+}
+
+#[test]
+fn k1_a_copy_of_the_files_of_a_running_coordinator_has_all() {
+    let (folder, copy) = (folder(), folder());
+    let mut store = store(folder.path());
+    store.checkpoint(run(JobId(1), 0), 1, 4, &[9; 100_000]).unwrap();
+    for file in ["tessera.db", "tessera.db-wal"] {
+        fs::copy(folder.path().join(file), copy.path().join(file)).unwrap();
+    }
+    let copied = Store::open(copy.path()).unwrap();
+    assert_eq!(copied.unfinished().unwrap(), store.unfinished().unwrap());
+    assert_eq!(checkpoint(&copied).unwrap().bytes.len(), 100_000);
+}
+
+#[test]
+fn a_folder_is_one_coordinators_and_its_users_alone() {
+    let scratch = folder();
+    let folder = scratch.path().join("a/b");
+    let store = Store::open(&folder).unwrap();
+    let refused = Store::open(&folder).unwrap_err();
+    assert!(matches!(refused, StoreError::InUse(_)));
+    let refused = refused.to_string();
+    let expected = format!("another coordinator uses {}", folder.display());
+    assert!(refused.starts_with(&expected), "{refused}");
+    for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{}", path.display());
+    }
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    drop(store);
+    Store::open(&folder).unwrap();
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let scratch = folder();
+    let file = scratch.path().join("file");
+    fs::write(&file, "").unwrap();
+    let refused = Store::open(&file.join("data")).unwrap_err();
+    assert!(matches!(refused, StoreError::Folder { .. }));
+    assert!(refused.to_string().contains("file/data"), "{refused}");
+}
+
+#[test]
+fn a_later_releases_database_is_left_alone() {
+    let folder = folder();
+    let store = store(folder.path());
+    store.connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(store);
+    let before = fs::read(folder.path().join("tessera.db")).unwrap();
+    let refused = Store::open(folder.path()).unwrap_err();
+    assert!(matches!(refused, StoreError::Newer { found: 99, known: 1, .. }));
+    let refused = refused.to_string();
+    assert!(refused.contains("tessera.db has schema 99, this release reads up to 1"), "{refused}");
+    assert_eq!(fs::read(folder.path().join("tessera.db")).unwrap(), before);
+}
+
+#[test]
+fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
+    let folder = folder();
+    let mut store = store(folder.path());
+    let third = store.accept(&request(), 1, 102).unwrap();
+    store.finish(JobId(2), &finished(), &[1], 200).unwrap();
+    let others = "UPDATE jobs SET wire = 1, release = '0.0.7' WHERE id < 3";
+    store.connection.execute(others, []).unwrap();
+    let unfinished = store.unfinished().unwrap();
+    assert_eq!(unfinished.jobs.iter().map(|job| job.job).collect::<Vec<_>>(), [third]);
+    let (job, fault) = &unfinished.unreadable[0];
+    assert_eq!((*job, fault.kind), (JobId(1), FaultKind::VersionMismatch));
+    let expected = format!(
+        "job-1 was accepted by release 0.0.7 and cannot be read by {RELEASE}: its wire version is 1"
+    );
+    assert!(fault.cause.starts_with(&expected), "{fault}");
+    let told = |job, ended| Outcome { ended, events: vec![job], image: Bytes::new() };
+    let event = Event::Failed { fault: fault.clone() };
+    assert_eq!(store.outcome(JobId(1)).unwrap(), Some(told(event, 100)));
+    let ended = store.outcome(JobId(2)).unwrap().unwrap();
+    let Event::Failed { fault } = &ended.events[0] else { panic!("{ended:?}") };
+    assert!(fault.cause.starts_with("job-2 was ended by release 0.0.7"), "{fault}");
+    // The other release goes on with them.
+    store.connection.execute("UPDATE jobs SET wire = ?1", [WIRE_VERSION]).unwrap();
+    assert_eq!(store.unfinished().unwrap().jobs.len(), 2);
+    store.connection.execute(others, []).unwrap();
+    assert_eq!(store.forget_before(101).unwrap(), 1, "nor are they kept for ever");
+    assert_eq!(store.forget_before(201).unwrap(), 1);
+}
+
+#[test]
+fn a_job_that_makes_no_sense_does_not_hide_the_others() {
+    let store = with_jobs(Store::in_memory());
+    store.connection.execute("UPDATE jobs SET request = x'ff' WHERE id = 1", []).unwrap();
+    let unfinished = store.unfinished().unwrap();
+    assert_eq!(unfinished.jobs[0].job, JobId(2));
+    assert!(unfinished.unreadable[0].1.cause.contains("not a JobRequest"), "{unfinished:?}");
+}
+
+#[test]
+fn a_damaged_database_says_so() {
+    let folder = folder();
+    drop(store(folder.path()));
+    let path = folder.path().join("tessera.db");
+    let whole = fs::read(&path).unwrap();
+    let mut garbage = whole.clone();
+    garbage[..100].fill(7);
+    let mut page = whole.clone();
+    page[16384..].fill(7);
+    for bytes in [garbage.as_slice(), &page, &whole[..whole.len() / 2]] {
+        fs::write(&path, bytes).unwrap();
+        let read = Store::open(folder.path()).and_then(|store| store.unfinished());
+        let error = read.unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("tessera.db is damaged"), "{error}");
+    }
+    fs::write(&path, whole).unwrap();
+    assert_eq!(Store::open(folder.path()).unwrap().unfinished().unwrap().jobs.len(), 2);
+}
+
+/// What is refused for want of room is not there, what was there is, and with room it goes on.
+fn check_full(
+    store: &mut Store,
+    fill: impl FnOnce(&mut Store),
+    make_room: impl FnOnce(&mut Store),
+) {
+    let first = run(JobId(1), 0);
+    store.checkpoint(first, 1, 4, &[1; 100_000]).unwrap();
+    fill(store);
+    let before = store.unfinished().unwrap();
+    let large = vec![2; 4 << 20];
+    let prompt = "x".repeat(1 << 20);
+    let refused = [
+        ("the checkpoint of job-1 epoch 0 after call 2", store.checkpoint(first, 2, 4, &large)),
+        ("the end of job-1", store.finish(JobId(1), &finished(), &large, 200)),
+        ("a new job", store.accept(&asked(&prompt), 1, 200).map(drop)),
+    ];
+    for (what, refused) in refused {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, StoreError::Full { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(what) && error.contains(store.folder.to_str().unwrap()), "{error}");
+    }
+    assert_eq!(store.unfinished().unwrap(), before);
+    make_room(store);
+    store.checkpoint(first, 2, 4, &large).unwrap();
+    assert_eq!(checkpoint(store).unwrap().bytes, large);
+    store.finish(JobId(1), &finished(), &large, 200).unwrap();
+    assert_eq!(store.accept(&asked(&prompt), 1, 200).unwrap(), JobId(3));
+}
+
+#[test]
+fn a_full_database_loses_nothing() {
+    let folder = folder();
+    let limit = |pages: u32| {
+        move |store: &mut Store| {
+            store
+                .connection
+                .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+                .unwrap();
+        }
+    };
+    check_full(&mut store(folder.path()), limit(30), limit(u32::MAX - 1));
+    let unfinished = Store::open(folder.path()).unwrap().unfinished().unwrap();
+    assert_eq!(unfinished.jobs.iter().map(|job| job.job.0).collect::<Vec<_>>(), [2, 3]);
+}
+
+#[test]
+#[ignore = "mounts a small file system: for root"]
+fn a_full_disk_loses_nothing() {
+    let folder = folder();
+    let mount = |program: &str, arguments: &[&str]| {
+        let done = Command::new(program).args(arguments).arg(folder.path()).status().unwrap();
+        assert!(done.success());
+    };
+    mount("mount", &["-t", "tmpfs", "-o", "size=24m", "tmpfs"]);
+    let filler = folder.path().join("filler");
+    let fill = |_: &mut Store| {
+        let file = File::create(&filler).unwrap();
+        let mut at = 0;
+        while let Ok(written) = file.write_at(&[0; 4096], at) {
+            at += u64::try_from(written).unwrap();
+        }
+    };
+    check_full(&mut store(folder.path()), fill, |_| fs::remove_file(&filler).unwrap());
+    let unfinished = Store::open(folder.path()).unwrap().unfinished().unwrap();
+    assert_eq!(unfinished.jobs.iter().map(|job| job.job.0).collect::<Vec<_>>(), [2, 3]);
+    mount("umount", &[]);
+}
+
+#[test]
+fn in_memory_it_is_the_same_but_kept_nowhere() {
+    let mut store = Store::in_memory();
+    let job = store.accept(&request(), 1, 100).unwrap();
+    store.started(run(job, 0), "digest", &spec(4)).unwrap();
+    store.checkpoint(run(job, 0), 1, 4, b"one").unwrap();
+    assert_eq!(checkpoint(&store).unwrap().bytes, "one");
+    store.finish(job, &finished(), &[1], 200).unwrap();
+    assert_eq!(store.outcome(job).unwrap().unwrap().image, [1].as_slice());
+    assert_eq!(Store::in_memory().accept(&request(), 1, 100).unwrap(), job);
+}

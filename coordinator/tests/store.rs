@@ -1,0 +1,240 @@
+//! The store of jobs under `kill -9`, and how long it takes on a disk.
+
+use coordinator::job::store::{Store, StoredCheckpoint};
+use protocol::job::{
+    Bands, CfgSplit, Decode, GnVariance, JobRequest, JobSpec, Mode, Parallelism, Scheduler, Warmup,
+    Wire,
+};
+use protocol::message::Event;
+use protocol::{Epoch, Fault, FaultKind, JobId, RunId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Tells a child of this test which folder to use.
+const FOLDER: &str = "TESSERA_STORE_FOLDER";
+
+/// How often the child is killed: enough to hit every call of the loop, most of whose time is spent
+/// in one of them.
+const ROUNDS: u64 = 30;
+
+/// How long a child writes at most, in milliseconds: some jobs' time.
+const LIFE_MS_MAX: u64 = 80;
+
+/// Bytes of the child's checkpoints: some pages of the database.
+const CHECKPOINT_BYTES: usize = 100_000;
+
+fn request() -> JobRequest {
+    JobRequest {
+        prompt: "an apple".to_owned(),
+        negative: None,
+        width: None,
+        height: None,
+        steps: None,
+        guidance: None,
+        seed: None,
+        scheduler: None,
+        warmup: Warmup::Auto,
+        parallelism: Parallelism::Patch,
+        mode: None,
+        gn_variance: GnVariance::Population,
+        wire: None,
+        dtype: None,
+        model: None,
+        cfg_split: CfgSplit::Auto,
+        bands: Bands::Auto,
+        decode: Decode::Auto,
+        fabrics: Vec::new(),
+        workers: None,
+        stream_latents: false,
+        probe: false,
+        profile: false,
+    }
+}
+
+fn spec() -> JobSpec {
+    JobSpec {
+        prompt: "an apple".to_owned(),
+        negative: None,
+        width: 64,
+        height: 64,
+        steps: 4,
+        guidance: 1.0,
+        seed: 1,
+        scheduler: Scheduler::Ddim,
+        warmup: Warmup::Auto,
+        parallelism: Parallelism::Patch,
+        mode: Mode::Corrected,
+        gn_variance: GnVariance::Population,
+        wire: Wire::F32,
+        decode: Decode::Whole,
+        probe: false,
+        profile: false,
+    }
+}
+
+fn ended() -> [Event; 1] {
+    [Event::Failed { fault: Fault::new(FaultKind::Cancelled, "the end") }]
+}
+
+fn run(job: JobId, epoch: u32) -> RunId {
+    RunId { job, epoch: Epoch(epoch) }
+}
+
+/// The bytes of the checkpoint after `calls`.
+fn bytes(calls: u32) -> Vec<u8> {
+    calls.to_le_bytes().repeat(CHECKPOINT_BYTES / 4)
+}
+
+/// The child: writes, and says what was written, until it is killed. Leaves every third job unfinished.
+#[test]
+fn writes_until_killed() {
+    let Some(folder) = env::var_os(FOLDER) else { return };
+    let mut store = Store::open(Path::new(&folder)).expect("the former child is gone");
+    let say = |what: &str, job: JobId, calls: u32| {
+        writeln!(io::stdout().lock(), "\n{what} {} {calls}", job.0).expect("the parent reads");
+    };
+    loop {
+        let job = store.accept(&request(), 1, 1).expect("room");
+        say("accepted", job, 0);
+        store.started(run(job, 0), "digest", &spec()).expect("room");
+        for calls in 1..=4 {
+            store.checkpoint(run(job, 0), calls, 4, &bytes(calls)).expect("room");
+            say("checkpoint", job, calls);
+        }
+        if !job.0.is_multiple_of(3) {
+            store.finish(job, &ended(), &bytes(4), 2).expect("room");
+            say("ended", job, 0);
+        }
+    }
+}
+
+/// What children said.
+#[derive(Debug, Default)]
+struct Said {
+    accepted: BTreeSet<u64>,
+    checkpoints: BTreeMap<u64, u32>,
+    ended: BTreeSet<u64>,
+}
+
+impl Said {
+    fn hear(&mut self, line: &str) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [what, job, calls] = words[..] else { return };
+        let (Ok(job), Ok(calls)) = (job.parse(), calls.parse()) else { return };
+        match what {
+            "accepted" => assert!(self.accepted.insert(job), "K-2: job {job} twice"),
+            "checkpoint" => drop(self.checkpoints.insert(job, calls)),
+            "ended" => drop(self.ended.insert(job)),
+            _ => {}
+        }
+    }
+
+    /// Checks that what was said is so.
+    fn check(&self, store: &Store) {
+        let unfinished = store.unfinished().expect("readable");
+        assert!(unfinished.unreadable.is_empty());
+        let numbers: Vec<u64> = unfinished.jobs.iter().map(|job| job.job.0).collect();
+        assert!(numbers.is_sorted(), "{numbers:?}");
+        for job in &self.accepted {
+            let outcome = store.outcome(JobId(*job)).expect("readable");
+            assert_ne!(outcome.is_some(), numbers.contains(job), "K-1: job {job}");
+            assert!(outcome.is_some() || !self.ended.contains(job), "K-1: the end of {job}");
+            if let Some(outcome) = outcome {
+                assert_eq!((outcome.events, outcome.image.to_vec()), (ended().to_vec(), bytes(4)));
+            }
+        }
+        for job in &unfinished.jobs {
+            assert_eq!(job.request, request());
+            let said = self.checkpoints.get(&job.job.0).copied().unwrap_or(0);
+            let calls = job.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls);
+            assert!(calls >= said, "{}: call {calls}, but {said} was said", job.job);
+            let whole = StoredCheckpoint { calls, of: 4, bytes: bytes(calls).into() };
+            assert!(calls == 0 || job.checkpoint == Some(whole), "K-3: {}", job.job);
+        }
+    }
+}
+
+/// The lines of a child that lives for `life` after it began to write.
+fn lines_of_child(folder: &Path, life: Duration) -> Vec<String> {
+    let mut child = Command::new(env::current_exe().expect("this test"))
+        .args(["--exact", "writes_until_killed", "--nocapture"])
+        .env(FOLDER, folder)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a child");
+    let out = BufReader::new(child.stdout.take().expect("piped"));
+    let mut lines = out.lines().map_while(Result::ok);
+    let first: Vec<String> = lines.by_ref().take_while(|line| !line.starts_with("acc")).collect();
+    let rest = thread::spawn(move || lines.collect::<Vec<_>>());
+    thread::sleep(life);
+    child.kill().expect("it writes for ever");
+    child.wait().expect("a child");
+    [first, rest.join().expect("only reads")].concat()
+}
+
+#[test]
+fn k1_k2_k3_hold_when_the_process_is_killed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut said = Said::default();
+    for round in 0..ROUNDS {
+        // Any spread will do: a fixed one, so that a failure comes again.
+        let life = Duration::from_millis(round * 37 % LIFE_MS_MAX);
+        lines_of_child(folder.path(), life).iter().for_each(|line| said.hear(line));
+        said.check(&Store::open(folder.path()).expect("the child is gone"));
+    }
+    assert!(said.ended.len() > 10, "children did nothing: {said:?}");
+}
+
+/// The median, and the longest, of what `call` takes.
+fn measured(mut call: impl FnMut(u32)) -> String {
+    let mut took: Vec<Duration> = (0..400)
+        .map(|count| {
+            let start = Instant::now();
+            call(count);
+            start.elapsed()
+        })
+        .collect();
+    took.sort();
+    format!("median {:?}, 99th percentile {:?}, longest {:?}", took[200], took[396], took[399])
+}
+
+#[test]
+#[ignore = "prints how long calls take in the folder TESSERA_STORE_FOLDER"]
+fn how_long_calls_take() {
+    let folder = env::var_os(FOLDER).map_or_else(env::temp_dir, PathBuf::from);
+    let folder = tempfile::tempdir_in(folder).expect("a folder");
+    let mut store = Store::open(folder.path()).expect("a store");
+    let job = store.accept(&request(), 1, 1).expect("room");
+    println!(
+        "accept: {}",
+        measured(|_| {
+            store.accept(&request(), 1, 1).expect("room");
+        })
+    );
+    println!(
+        "start: {}",
+        measured(|epoch| store.started(run(job, epoch), "digest", &spec()).expect("room"))
+    );
+    let latent = vec![3; 1 << 20];
+    let last = run(job, 399);
+    println!(
+        "checkpoint of 1 MiB: {}",
+        measured(|calls| store.checkpoint(last, calls, 400, &latent).expect("room"))
+    );
+    let image = vec![5; 3 << 20];
+    println!(
+        "end with an image of 3 MiB: {}",
+        measured(|count| {
+            store.finish(JobId(u64::from(count) + 2), &ended(), &image, 2).expect("room");
+        })
+    );
+    println!("outcome: {}", measured(|_| drop(store.outcome(JobId(2)).expect("readable"))));
+    let start = Instant::now();
+    let forgotten = store.forget_before(3).expect("room");
+    println!("forgetting {forgotten} of them: {:?}", start.elapsed());
+}
