@@ -10,6 +10,8 @@ use protocol::{Fault, WorkerId};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -85,14 +87,16 @@ pub(super) struct ShutDown;
 pub struct Supervisor {
     started: Instant,
     director: Director,
+    /// How many workers were let in so far.
+    admitted: Arc<AtomicUsize>,
     workers: BTreeMap<WorkerId, Orders>,
     clients: BTreeMap<ClientId, Answers>,
 }
 
 impl Supervisor {
-    pub(super) fn new(director: Director) -> Self {
+    pub(super) fn new(director: Director, admitted: Arc<AtomicUsize>) -> Self {
         let (workers, clients) = (BTreeMap::new(), BTreeMap::new());
-        Self { started: Instant::now(), director, workers, clients }
+        Self { started: Instant::now(), director, admitted, workers, clients }
     }
 
     fn now(&self) -> Duration {
@@ -137,6 +141,7 @@ impl Handler<AdmitWorker> for Supervisor {
     fn handle(&mut self, ask: AdmitWorker, _: &mut Self::Context) -> Self::Result {
         let AdmitWorker { join, peer, identity, out } = ask;
         let worker = self.director.admit(join, peer, identity, self.now())?;
+        self.admitted.fetch_add(1, Ordering::Relaxed);
         self.workers.insert(worker, out);
         self.carry();
         Ok(worker)
