@@ -236,7 +236,7 @@ impl Director {
 
     /// Tells of a worker that is slower than its band is tall, and moves the bands if the job asked for that.
     pub(super) fn report_slow(&mut self) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = &mut self.active else { return };
         let Some((rank, times)) = active.run.slow_rank() else { return };
         let Some(member) = active.run.plan().member(rank) else { return };
         let moves = active.asked.request.rebalance && !active.asked.request.deterministic;
