@@ -54,7 +54,7 @@ mod tests {
         assert!(fault.cause.contains("machine of w1, which has 8192 MiB left"), "{fault}");
         for (number, worker) in (1..).zip(&mut workers) {
             worker.address.set_ip(IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)));
-            worker.free_bytes = 16 << 30;
+            worker.free_bytes = 24 << 30;
         }
         place(RunId::default(), spec, &card, &workers[..], ANY).unwrap();
     }
