@@ -12,6 +12,7 @@ mod output;
 mod probe;
 mod profile;
 mod refusal;
+mod restart;
 
 use std::path::Path;
 

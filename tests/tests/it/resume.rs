@@ -28,11 +28,7 @@ fn whole(checkpoint: &Arc<Checkpoint>, plan: &Plan) -> Rendered {
     render(checkpoint, plan, links(checkpoint, plan, None)).unwrap()
 }
 
-fn rest(
-    checkpoint: &Arc<Checkpoint>,
-    plan: &Plan,
-    from: &Progress,
-) -> Result<Rendered, Fault> {
+fn rest(checkpoint: &Arc<Checkpoint>, plan: &Plan, from: &Progress) -> Result<Rendered, Fault> {
     let checkpoints = vec![Arc::clone(checkpoint); plan.world_size()];
     render_from(&checkpoints, plan, links(checkpoint, plan, Some(7)), Some(from))
 }
