@@ -272,8 +272,14 @@ impl Director {
         tracing::info!("{} is finished", active.job());
         let started = self.started(active.run.plan(), active.reason.clone());
         self.end(active.job(), vec![started, event], image);
-        self.registry.observe_speeds(&active.run.speeds());
+        self.observe_rates(&active.run);
         self.go_on();
+    }
+
+    /// Takes in how fast the ranks of a run computed.
+    pub(super) fn observe_rates(&mut self, run: &RunState) {
+        let rates = self.registry.model().map(|card| run.rates(&card.work));
+        self.registry.observe_rates(&rates.unwrap_or_default());
     }
 
     /// Ends the running job without an image.

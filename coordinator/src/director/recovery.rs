@@ -251,8 +251,8 @@ impl Director {
         );
         let job = active.job();
         if moves {
-            let seen = active.run.speeds();
-            self.registry.observe_speeds(&seen);
+            let rates = self.registry.model().map(|card| active.run.rates(&card.work));
+            self.registry.observe_rates(&rates.unwrap_or_default());
             self.break_off(Fault::new(FaultKind::Replanned, text));
         } else {
             self.tell(job, Event::Notice { text }, Bytes::new());
