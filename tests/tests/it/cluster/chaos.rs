@@ -208,6 +208,28 @@ fn a_job_that_lost_all_its_workers_goes_on_with_the_next() {
 }
 
 #[test]
+fn a_worker_left_alone_computes_both_branches_and_the_next_job_waits_for_another() {
+    let mut cluster = Cluster::start(2);
+    let folder = tempfile::tempdir().unwrap();
+    let submit = |name: &str| {
+        let out = within(folder.path(), name);
+        cluster.submit(&["red apple", "--json", "--cfg-split=on", "--steps=40", "--out", &out])
+    };
+    let mut first = submit("a.png");
+    let _step = first.wait_for_event(|event| is(event, "step"));
+    let mut next = submit("b.png");
+    let _accepted = next.wait_for_event(|event| is(event, "accepted"));
+    cluster.workers[1].signal("KILL");
+    let ended = finished(&mut first);
+    assert_eq!(ended["recoveries"][0]["workers"], serde_json::json!([2, 1]));
+    let for_another =
+        |event: &Value| is(event, "queued") && event["ahead"] == 0 && event["wanted"] == 2;
+    let _waits = next.wait_for_event(for_another);
+    cluster.workers.push(join(&cluster.address));
+    assert_eq!(kinds(&finished(&mut next)), [""; 0]);
+}
+
+#[test]
 fn a_deterministic_job_waits_for_another_worker_and_keeps_its_bits() {
     let mut cluster = Cluster::start(3);
     let folder = tempfile::tempdir().unwrap();
