@@ -210,7 +210,7 @@ impl Director {
         let running = u32::from(self.active.is_some());
         let workers = u32::try_from(self.registry.len()).unwrap_or(u32::MAX);
         for (waiting, ahead) in self.queue.iter().zip(running..) {
-            let wanted = waiting.request.workers.unwrap_or(1).into();
+            let wanted = Wish::from(&waiting.request).fewest().into();
             let event = Event::Queued { ahead, workers, wanted };
             let Some(follower) = self.followers.get_mut(&waiting.job) else { continue };
             if follower.told.as_ref() != Some(&event) {

@@ -12,6 +12,7 @@ use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
 use crate::planner::{self, Candidate, Placed, Wish};
 use bytes::Bytes;
+use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
 use protocol::plan::Plan;
 use protocol::{Fault, FaultKind, WorkerId};
@@ -162,6 +163,8 @@ impl Director {
         let count = u16::try_from(candidates.len()).unwrap_or(u16::MAX);
         let wish = Wish {
             workers: request.workers.map(|wanted| wanted.min(count)),
+            // Who is left alone computes both predictions, whatever was asked for.
+            cfg_split: if count < 2 { CfgSplit::Auto } else { request.cfg_split },
             broken: links,
             ..Wish::from(request)
         };

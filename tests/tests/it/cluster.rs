@@ -1,6 +1,7 @@
 //! Real coordinator and worker processes on this machine, over loopback.
 
 mod bench;
+mod chaos;
 mod device;
 mod ending;
 mod exact;
