@@ -8,6 +8,7 @@
 use super::{Active, Director, GATHER_PATIENCE};
 use crate::cluster::failure::LEASE;
 use crate::cluster::pulse::Pulses;
+use crate::cluster::registry::BROKEN_FOR;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
 use crate::planner::{self, Candidate, Placed, Wish};
@@ -120,20 +121,23 @@ impl Director {
     fn tell_broken(&mut self) {
         let Some(active) = &self.active else { return };
         let Some(Broken { fault, .. }) = &active.broken else { return };
-        let (plan, fault) = (active.run.plan(), fault.clone());
+        let (job, plan, fault) = (active.job(), active.run.plan(), fault.clone());
         let call = active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls);
         if let (FaultKind::PeerLost, Some(rank), Some(peer)) = (fault.kind, fault.rank, fault.peer)
             && let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
-            && let Some(fabric) = plan.fabric(rank, peer)
+            && let Some(fabric) = plan.link_fabric(rank, peer)
         {
-            tracing::warn!(
-                "{} and {} exchange no more over {fabric} for a while",
+            let text = format!(
+                "{} and {} exchange nothing over {fabric} for the next {} s",
                 one.name,
-                other.name
+                other.name,
+                BROKEN_FOR.as_secs()
             );
+            tracing::warn!("{text}");
             self.registry.break_link([one.worker, other.worker], fabric, self.now);
+            self.tell(job, Event::Notice { text }, Bytes::new());
         }
-        self.tell(active.job(), Event::Interrupted { fault, call }, Bytes::new());
+        self.tell(job, Event::Interrupted { fault, call }, Bytes::new());
     }
 
     /// A plan for what is left of a job, and from where it goes on. None: it has to wait.
