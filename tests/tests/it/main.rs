@@ -9,4 +9,5 @@ mod golden_distri;
 mod golden_single;
 mod gpu;
 mod parity;
+mod simulation;
 mod tidy;
