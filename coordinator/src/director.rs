@@ -131,6 +131,7 @@ impl Director {
     pub fn tick(&mut self, now: Duration) {
         self.now = now;
         self.end_overdue_measurement();
+        self.end_overdue_runs();
         for worker in self.leases.expired(now) {
             self.dismiss(worker, "it was silent for longer than its lease");
         }

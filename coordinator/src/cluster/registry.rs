@@ -35,6 +35,8 @@ struct Member {
     resident_bytes: u64,
     speed: u64,
     busy: Option<(RunId, Rank)>,
+    /// By when it must have ended that, if it was told to stop.
+    stops_by: Option<Duration>,
     draining: bool,
 }
 
@@ -63,8 +65,9 @@ impl Registry {
             address.set_ip(peer);
         }
         let (resident_bytes, speed) = (join.resident_bytes, join.speed);
-        let (busy, draining) = (None, false);
-        let member = Member { join, address, identity, resident_bytes, speed, busy, draining };
+        let (busy, stops_by, draining) = (None, None, false);
+        let member =
+            Member { join, address, identity, resident_bytes, speed, busy, stops_by, draining };
         self.members.insert(worker, member);
         Ok(worker)
     }
@@ -195,7 +198,7 @@ impl Registry {
     /// `worker` starts on a run.
     pub fn assign(&mut self, worker: WorkerId, run: RunId, rank: Rank) {
         if let Some(member) = self.members.get_mut(&worker) {
-            member.busy = Some((run, rank));
+            (member.busy, member.stops_by) = (Some((run, rank)), None);
         }
     }
 
@@ -211,6 +214,27 @@ impl Registry {
         let on_it = |member: &Member| member.busy.is_some_and(|(busy, _)| busy == run);
         let busy = self.members.iter().filter(|(_, member)| on_it(member));
         busy.map(|(worker, _)| *worker).collect()
+    }
+
+    /// The workers that are busy with `run` are told to stop, and must have by then; which they are.
+    pub fn stop(&mut self, run: RunId, by: Duration) -> Vec<WorkerId> {
+        let busy = self.busy_with(run);
+        for worker in &busy {
+            if let Some(member) = self.members.get_mut(worker) {
+                member.stops_by = Some(by);
+            }
+        }
+        busy
+    }
+
+    /// The workers that were told to stop, and did not in time.
+    #[must_use]
+    pub fn overdue(&self, now: Duration) -> Vec<WorkerId> {
+        let overdue = |member: &Member| {
+            member.busy.is_some() && member.stops_by.is_some_and(|by| by <= now)
+        };
+        let members = self.members.iter().filter(|(_, member)| overdue(member));
+        members.map(|(worker, _)| *worker).collect()
     }
 
     /// `worker` is done with `run`.

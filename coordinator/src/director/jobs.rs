@@ -249,10 +249,7 @@ impl Director {
     pub(super) fn fail(&mut self, fault: Fault) {
         let Some(active) = self.active.take() else { return };
         tracing::warn!("{} failed: {fault}", active.job());
-        let run = active.run_id();
-        for worker in self.registry.busy_with(run) {
-            self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
-        }
+        self.stop_run(active.run_id(), active.run.longest_call(), &fault);
         self.tell(active.job(), Event::Failed { fault }, Bytes::new());
         self.followers.remove(&active.job());
         self.go_on();

@@ -12,7 +12,7 @@ use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
 use crate::planner::{self, Candidate, Placed, Wish};
 use bytes::Bytes;
-use protocol::message::{Event, RecoveryView, ToWorker};
+use protocol::message::{Event, RecoveryView};
 use protocol::plan::Plan;
 use protocol::{Fault, FaultKind, WorkerId};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use std::time::Duration;
 pub const EXPLANATION_PATIENCE: Duration = LEASE.saturating_add(Duration::from_millis(200));
 /// How long those that are left may take to end their part of the run: they do at their next exchange, or where
 /// there is none after the call, for which they are given as long as the longest so far. Whoever is
-/// still at it then has no part in what follows.
+/// still at it then has no part in what follows, and is taken for lost.
 pub const FREE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job that is to keep its bits waits for another worker: that a supervisor starts it again, and it
 /// loads its model.
@@ -75,9 +75,7 @@ impl Director {
                 });
                 let run = active.run_id();
                 tracing::warn!("{run} broke off: {fault}");
-                for worker in self.registry.busy_with(run) {
-                    self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
-                }
+                self.stop_run(run, longest, &fault);
             }
         }
         self.go_on();
