@@ -72,6 +72,17 @@ impl Registry {
         Ok(worker)
     }
 
+    /// The earlier session of the process that `worker` is, if it is not known to have ended: only one can be
+    /// reached at an address.
+    #[must_use]
+    pub fn predecessor(&self, worker: WorkerId) -> Option<WorkerId> {
+        let own = self.members.get(&worker)?;
+        let same = |(id, member): &(&WorkerId, &Member)| {
+            **id != worker && (member.address, member.identity) == (own.address, own.identity)
+        };
+        self.members.iter().find(same).map(|(id, _)| *id)
+    }
+
     /// A worker left; its name and address, if it was there.
     pub fn remove(&mut self, worker: WorkerId) -> Option<(String, SocketAddr)> {
         self.links.retain(|(workers, _), _| !workers.contains(&worker));

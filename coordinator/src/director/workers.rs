@@ -29,6 +29,9 @@ impl Director {
         let worker = self.registry.admit(join, peer, identity)?;
         tracing::info!("{worker} ({name}) joined");
         self.leases.renew(worker, now);
+        if let Some(before) = self.registry.predecessor(worker) {
+            self.dismiss(before, "it joined again");
+        }
         self.go_on();
         Ok(worker)
     }
