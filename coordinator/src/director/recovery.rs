@@ -12,6 +12,7 @@ use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
 use crate::planner::{self, Candidate, Placed, Wish};
 use bytes::Bytes;
+use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
 use protocol::plan::Plan;
 use protocol::{Fault, FaultKind, WorkerId};
@@ -155,6 +156,8 @@ impl Director {
         let count = u16::try_from(candidates.len()).unwrap_or(u16::MAX);
         let wish = Wish {
             workers: request.workers.map(|wanted| wanted.min(count)),
+            // One worker that is left cannot be two branches, but it can go on.
+            cfg_split: if count < 2 { CfgSplit::Auto } else { request.cfg_split },
             broken: links,
             ..Wish::from(request)
         };
