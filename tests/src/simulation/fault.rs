@@ -94,6 +94,17 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether a worker is never well again.
+    #[must_use]
+    pub fn loses(&self, worker: HostId) -> bool {
+        match self {
+            Self::Kill { host, .. } | Self::PowerOff { host, .. } | Self::Hang { host, .. } => {
+                *host == worker && self.lasts()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it is never over.
     #[must_use]
     pub fn lasts(&self) -> bool {

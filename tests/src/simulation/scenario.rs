@@ -51,8 +51,11 @@ impl Scenario {
         let row = ms(random.pick(&[1, 4, 10, 30, 120]));
         let machines = (0..workers).map(|_| machine(row, random)).collect();
         let starts = (0..workers).map(|_| starts(random)).collect();
-        let jobs = (0..1 + random.below(3)).map(|_| order(workers, random)).collect();
-        let faults = (0..random.below(FAULTS_MAX + 1)).map(|_| fault(workers, random)).collect();
+        let faults = 0..random.below(FAULTS_MAX + 1);
+        let faults: Vec<Fault> = faults.map(|_| fault(workers, random)).collect();
+        let stays = |host: &usize| !faults.iter().any(|fault| fault.kind.loses(*host));
+        let staying = (1..=workers).filter(stays).count();
+        let jobs = (0..1 + random.below(3)).map(|_| order(staying, random)).collect();
         let longest = ms(random.pick(&[1, 5, 20, 60]));
         let latency = (Duration::from_micros(50), longest);
         Self { machines, starts, jobs, faults, latency, strays: random.chance(50) }
@@ -88,8 +91,10 @@ fn starts(random: &mut Random) -> Duration {
     random.between(Duration::ZERO, late)
 }
 
-fn order(workers: usize, random: &mut Random) -> Order {
-    let count = u16::try_from(1 + random.index(workers)).unwrap_or(1);
+/// Of so many workers that are not lost for good.
+fn order(staying: usize, random: &mut Random) -> Order {
+    // The smallest image has bands for four.
+    let count = u16::try_from(1 + random.index(staying.min(4))).unwrap_or(1);
     let wanted = random.chance(40).then_some(count);
     let leaves = random.chance(8);
     Order {

@@ -55,21 +55,29 @@ impl Run {
         };
         let hidden = |text: &Text| self.sampler.hidden(*text, self.call, latent);
         self.hidden = self.texts().iter().map(hidden).collect();
-        let last = self.call + 1 == self.calls();
-        if !(self.displaced && last) {
-            let hidden = std::mem::take(&mut self.hidden);
-            self.post_edges(HALO, &hidden.iter().collect::<Vec<_>>());
-            let sums = hidden.iter().flat_map(|hidden| self.sampler.sums(hidden)).collect();
-            self.post(self.branch_peers().collect(), MOMENTS, sums);
-            self.hidden = hidden;
+        if !self.displaced {
+            self.post_hidden(); // peers wait for it in this call
         }
         self.stage = Stage::Predict;
+    }
+
+    fn post_hidden(&mut self) {
+        let hidden = std::mem::take(&mut self.hidden);
+        self.post_edges(HALO, &hidden.iter().collect::<Vec<_>>());
+        let sums = hidden.iter().flat_map(|hidden| self.sampler.sums(hidden)).collect();
+        self.post(self.branch_peers().collect(), MOMENTS, sums);
+        self.hidden = hidden;
     }
 
     fn predict(&mut self) {
         let from = if self.displaced { self.call - 1 } else { self.call };
         let (above, below) = self.edges(HALO, from, self.texts().len());
         let sums = self.moments(from);
+        let last = self.call + 1 == self.calls();
+        if self.displaced && !last {
+            // Only once the call before's were read: else a peer's buffers would not suffice.
+            self.post_hidden();
+        }
         let channels = sums.len() / self.texts().len();
         let each = self.texts().iter().zip(&self.hidden).enumerate().map(|(at, (text, hidden))| {
             let hidden = Rows {
