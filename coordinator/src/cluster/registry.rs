@@ -241,9 +241,8 @@ impl Registry {
     /// The workers that were told to stop, and did not in time.
     #[must_use]
     pub fn overdue(&self, now: Duration) -> Vec<WorkerId> {
-        let overdue = |member: &Member| {
-            member.busy.is_some() && member.stops_by.is_some_and(|by| by <= now)
-        };
+        let overdue =
+            |member: &Member| member.busy.is_some() && member.stops_by.is_some_and(|by| by <= now);
         let members = self.members.iter().filter(|(_, member)| overdue(member));
         members.map(|(worker, _)| *worker).collect()
     }
