@@ -229,12 +229,8 @@ impl<P> Network<P> {
             let hosts = connection.ends.map(|end| end.host);
             hosts == [one, other] || hosts == [other, one]
         };
-        let ids: Vec<ConnectionId> = self
-            .connections
-            .iter()
-            .filter(|(_, each)| between(each))
-            .map(|(id, _)| *id)
-            .collect();
+        let ids: Vec<ConnectionId> =
+            self.connections.iter().filter(|(_, each)| between(each)).map(|(id, _)| *id).collect();
         for id in ids {
             for side in [0, 1] {
                 self.lose_suffix(id, side, now);

@@ -334,9 +334,8 @@ impl Job {
             }
             return Ok(0.0);
         }
-        let early = |each: &&RecoveryView| {
-            !each.exact && each.seconds < REPLACEMENT_PATIENCE.as_secs_f64()
-        };
+        let early =
+            |each: &&RecoveryView| !each.exact && each.seconds < REPLACEMENT_PATIENCE.as_secs_f64();
         if let Some(early) = recoveries.iter().find(early).filter(|_| self.request.deterministic) {
             let what = format!("{id} is deterministic, and did not wait for its bits: {early:?}");
             return violation("O-2 image", what);

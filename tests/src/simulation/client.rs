@@ -90,7 +90,9 @@ impl Client {
         match message {
             ToClient::Accepted { job, .. } => self.job = Some(*job),
             ToClient::Refused(_)
-            | ToClient::Event { event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, .. } => {
+            | ToClient::Event {
+                event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, ..
+            } => {
                 self.done = true;
             }
             _ => {}

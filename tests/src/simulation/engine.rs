@@ -222,7 +222,8 @@ impl Run {
 
     /// A peer's link ended.
     pub fn lose(&mut self, link: ConnectionId) {
-        self.gone.extend(self.links.iter().filter(|(_, each)| **each == link).map(|(peer, _)| *peer));
+        self.gone
+            .extend(self.links.iter().filter(|(_, each)| **each == link).map(|(peer, _)| *peer));
     }
 
     /// A value came: what is of an older run does not land (L-4).

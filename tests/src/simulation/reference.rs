@@ -63,11 +63,13 @@ impl Rendering<'_> {
         let texts = texts(branch, self.plan.is_guided());
         let members = self.plan.members.iter().filter(|member| member.branch == branch);
         let bands: Vec<Band> = members.map(|member| member.band).collect();
-        let fresh = Shared { hidden: bands.iter().map(|band| self.hide(*band, texts, call)).collect() };
+        let fresh =
+            Shared { hidden: bands.iter().map(|band| self.hide(*band, texts, call)).collect() };
         let warm = matches!(self.plan.spec.warmup, Warmup::Calls(last) if call > last);
         let displaced = self.plan.spec.mode != Mode::FullSync && warm && bands.len() > 1;
         let theirs = if displaced { &*before } else { &fresh };
-        let mut whole: Vec<Vec<f32>> = texts.iter().map(|_| self.sampler.zeros(self.whole)).collect();
+        let mut whole: Vec<Vec<f32>> =
+            texts.iter().map(|_| self.sampler.zeros(self.whole)).collect();
         for (at, text) in texts.iter().enumerate() {
             for (place, band) in bands.iter().enumerate() {
                 let part = self.part((*text, at), call, (place, *band), (&fresh, theirs));
@@ -83,8 +85,7 @@ impl Rendering<'_> {
         let above = beside(band.top.checked_sub(1));
         let below = beside(Some(band.end()).filter(|row| *row < self.whole.rows));
         let values = self.sampler.cut(self.whole, &self.latent, band);
-        let rows =
-            Rows { band, values: &values, above: above.as_deref(), below: below.as_deref() };
+        let rows = Rows { band, values: &values, above: above.as_deref(), below: below.as_deref() };
         texts.iter().map(|text| self.sampler.hidden(*text, call, rows)).collect()
     }
 
@@ -111,8 +112,7 @@ impl Rendering<'_> {
         };
         let above = place.checked_sub(1).map(|other| edge(other, true));
         let below = (place + 1 < ranks).then(|| edge(place + 1, false));
-        let rows =
-            Rows { band, values: hidden, above: above.as_deref(), below: below.as_deref() };
+        let rows = Rows { band, values: hidden, above: above.as_deref(), below: below.as_deref() };
         self.sampler.predict(text, call, rows, &sums)
     }
 }

@@ -110,7 +110,8 @@ impl Sampler {
     /// Guidance's two predictions in one.
     #[must_use]
     pub fn guide(&self, negative: &[f32], prompt: &[f32]) -> Vec<f32> {
-        let guided = |(negative, prompt): (&f32, &f32)| negative + self.guidance * (prompt - negative);
+        let guided =
+            |(negative, prompt): (&f32, &f32)| negative + self.guidance * (prompt - negative);
         negative.iter().zip(prompt).map(guided).collect()
     }
 
@@ -177,7 +178,8 @@ impl Sampler {
     fn map(&self, band: Band, value: impl Fn(usize, usize, usize) -> f32) -> Vec<f32> {
         let value = &value;
         let rows = move |channel| (0..size(band.rows)).map(move |row| (channel, row));
-        let columns = |(channel, row)| (0..self.columns).map(move |column| value(channel, row, column));
+        let columns =
+            |(channel, row)| (0..self.columns).map(move |column| value(channel, row, column));
         (0..self.channels).flat_map(rows).flat_map(columns).collect()
     }
 
@@ -185,7 +187,8 @@ impl Sampler {
     fn column_of(&self, rows: Rows<'_>, channel: usize, row: usize, column: usize) -> [f32; 3] {
         let count = size(rows.band.rows);
         let at = (channel * count + row) * self.columns + column;
-        let beside = |edge: Option<&[f32]>| edge.map_or(0.0, |edge| edge[channel * self.columns + column]);
+        let beside =
+            |edge: Option<&[f32]>| edge.map_or(0.0, |edge| edge[channel * self.columns + column]);
         let above = if row == 0 { beside(rows.above) } else { rows.values[at - self.columns] };
         let below =
             if row + 1 == count { beside(rows.below) } else { rows.values[at + self.columns] };

@@ -193,7 +193,8 @@ fn cut(
 
 /// How long a fault lasts: from less than anyone notices to longer than any patience.
 fn span(random: &mut Random) -> Duration {
-    let (from, to) = random.pick(&[(5, 700), (700, 1500), (1500, 6000), (6000, 20_000), (60_000, 90_000)]);
+    let (from, to) =
+        random.pick(&[(5, 700), (700, 1500), (1500, 6000), (6000, 20_000), (60_000, 90_000)]);
     random.between(ms(from), ms(to))
 }
 

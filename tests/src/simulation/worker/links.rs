@@ -190,9 +190,8 @@ impl Worker {
 
     /// Gives a run to the engine once all its links are there.
     fn complete(&mut self, turn: Turn, world: &mut World) {
-        let whole = |opening: &Opening| {
-            opening.turn() == turn && opening.handshake.missing().is_none()
-        };
+        let whole =
+            |opening: &Opening| opening.turn() == turn && opening.handshake.missing().is_none();
         if !self.openings.iter().any(whole) {
             return;
         }

@@ -7,9 +7,12 @@ use protocol::message::{Greeting, ToCoordinator};
 use protocol::{FaultKind, WorkerId};
 use std::time::Duration;
 
-/// How long the coordinator may take to answer: as long as at a real worker, where this is private.
-pub(super) const GREETING_PATIENCE: Duration = Duration::from_secs(10);
-/// How often a lease is renewed in its time: the same.
+/// How long the coordinator may take to answer. This and what follows is as in a real worker, where it is
+/// private.
+const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to see whether the compute thread is free.
+const FREE_LOOK: Duration = Duration::from_millis(50);
+/// How often a lease is renewed in its time.
 const RENEWALS: u32 = 4;
 
 /// A worker's session.
@@ -68,7 +71,11 @@ impl Worker {
         self.session.open().map(|open| open.worker)
     }
 
+    /// Calls the coordinator, once nothing is computed any more for a session that has ended.
     pub(super) fn call(&mut self, world: &mut World) {
+        if self.current.is_some() {
+            return world.wake(self.host, FREE_LOOK, Timer::Call);
+        }
         let connection = world.network.open(self.host, COORDINATOR, Lane::Control, world.now);
         self.session = Session::Called(connection);
         let join = Packet::Join(Box::new(self.join()));
