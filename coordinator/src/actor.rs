@@ -10,6 +10,7 @@ use session::Door;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use supervisor::Supervisor;
 use tokio::net::TcpListener;
 
@@ -23,24 +24,32 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 pub struct Coordinator {
     address: SocketAddr,
     supervisor: Addr<Supervisor>,
+    admitted: Arc<AtomicUsize>,
 }
 
 impl Coordinator {
-    /// Starts a coordinator that listens on `address`, where port 0 takes a free one, and lets those
+    /// Starts a coordinator that decides as `director` does, listens on `address`, where port 0 takes a free one, and lets those
     /// in that `access` does. Must be called inside an actix system.
     ///
     /// # Errors
     /// If the address cannot be listened on.
-    pub async fn start(address: &str, access: Access) -> std::io::Result<Self> {
+    pub async fn start(address: &str, access: Access, director: Director) -> std::io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let supervisor = Supervisor::new(Director::default()).start();
+        let admitted = Arc::new(AtomicUsize::new(0));
+        let supervisor = Supervisor::new(director, Arc::clone(&admitted)).start();
         if let Access::Members(keeper) = &access {
             actix::spawn(Arc::clone(keeper).follow());
         }
         let door = Arc::new(Door::new(supervisor.clone(), access));
         actix::spawn(session::accept(listener, door));
-        Ok(Self { address, supervisor })
+        Ok(Self { address, supervisor, admitted })
+    }
+
+    /// How many workers it let in so far.
+    #[must_use]
+    pub fn admitted(&self) -> usize {
+        self.admitted.load(Ordering::Relaxed)
     }
 
     /// Where it listens.
@@ -49,7 +58,7 @@ impl Coordinator {
         self.address
     }
 
-    /// Ends every job with `ShuttingDown`. Workers find the connection closed when the process ends.
+    /// Ends every job with `ShuttingDown`, but those that are kept. Workers find the connection closed when the process ends.
     pub async fn shut_down(&self) {
         // A supervisor that is gone has nothing left to end.
         self.supervisor.send(supervisor::ShutDown).await.ok();

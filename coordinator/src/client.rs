@@ -1,5 +1,9 @@
 //! A command's connection to a coordinator.
 
+mod submission;
+
+pub use submission::{RETURN_PATIENCE, Submission};
+
 use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{hello, read_greeting};
@@ -107,15 +111,21 @@ impl Client {
         ClientError::Lost { address: self.address.clone(), cause: cause.to_string() }
     }
 
-    /// Submits a job; its events come from [`Self::next`]. Dropping the connection cancels it.
-    ///
-    /// # Errors
-    /// If the coordinator does not take the job, or is lost.
-    pub async fn submit(&mut self, request: JobRequest) -> Result<(JobId, u32), ClientError> {
-        let submit = FromClient::Submit(Box::new(request));
-        self.writer.send(&submit, &[]).await.map_err(|error| self.lost(&error))?;
+    /// Submits a job; its events come from [`Self::next`]. Dropping the connection cancels it. Gives its number,
+    /// how many are before it, and whether it outlives the coordinator.
+    async fn submit(&mut self, request: JobRequest) -> Result<(JobId, u32, bool), ClientError> {
+        self.ask_for(&FromClient::Submit(Box::new(request))).await
+    }
+
+    /// Follows a job that was submitted before.
+    async fn follow(&mut self, job: JobId) -> Result<(JobId, u32, bool), ClientError> {
+        self.ask_for(&FromClient::Follow(job)).await
+    }
+
+    async fn ask_for(&mut self, job: &FromClient) -> Result<(JobId, u32, bool), ClientError> {
+        self.writer.send(job, &[]).await.map_err(|error| self.lost(&error))?;
         match self.next().await?.0 {
-            ToClient::Accepted { job, ahead, .. } => Ok((job, ahead)),
+            ToClient::Accepted { job, ahead, kept } => Ok((job, ahead, kept)),
             ToClient::Refused(fault) => Err(fault.into()),
             other => Err(self.lost(&format!("unexpected answer {other:?}"))),
         }

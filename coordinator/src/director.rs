@@ -5,11 +5,13 @@
 //! a whole cluster around it in one thread.
 
 mod jobs;
+mod keeping;
 mod measuring;
 mod recovery;
 mod view;
 mod workers;
 
+pub use keeping::{GATHER_PATIENCE, STORE_PAUSE};
 pub use recovery::{EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, REPLACEMENT_PATIENCE};
 
 use crate::cluster::failure::Leases;
@@ -18,7 +20,9 @@ use crate::cluster::registry::Registry;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::{Queue, Waiting};
 use crate::job::state::RunState;
+use crate::job::store::Store;
 use bytes::Bytes;
+use keeping::Unstored;
 use measuring::Checking;
 use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
 use protocol::{JobId, RunId, WorkerId};
@@ -55,9 +59,11 @@ pub enum Effect {
 }
 
 /// The coordinator's decisions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Director {
     now: Duration,
+    /// Unix seconds when `now` is zero.
+    unix: u64,
     registry: Registry,
     leases: Leases,
     queue: Queue,
@@ -65,7 +71,13 @@ pub struct Director {
     active: Option<Active>,
     checking: Option<Checking>,
     drains: Vec<(WorkerId, ClientId)>,
-    accepted: u64,
+    store: Store,
+    /// What the store has not taken yet.
+    unstored: Vec<Unstored>,
+    store_rests_until: Duration,
+    forget_at: Duration,
+    /// Until when jobs that were begun before this process wait for its workers.
+    gathering_until: Duration,
     shutting_down: bool,
     effects: Vec<Effect>,
 }
@@ -104,7 +116,35 @@ impl Active {
     }
 }
 
+impl Default for Director {
+    /// One that keeps nothing.
+    fn default() -> Self {
+        Self::of(Store::in_memory(), 0)
+    }
+}
+
 impl Director {
+    fn of(store: Store, unix: u64) -> Self {
+        Self {
+            now: Duration::ZERO,
+            unix,
+            registry: Registry::default(),
+            leases: Leases::default(),
+            queue: Queue::default(),
+            followers: BTreeMap::new(),
+            active: None,
+            checking: None,
+            drains: Vec::new(),
+            store,
+            unstored: Vec::new(),
+            store_rests_until: Duration::ZERO,
+            forget_at: Duration::ZERO,
+            gathering_until: Duration::ZERO,
+            shutting_down: false,
+            effects: Vec::new(),
+        }
+    }
+
     /// What is to be done, in this order, because of what was said since this was last asked.
     pub fn effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
@@ -116,14 +156,16 @@ impl Director {
     }
 
     fn answer(&mut self, client: ClientId, message: ToClient) {
-        let (message, payload) = (Box::new(message), Bytes::new());
-        self.effects.push(Effect::Tell { client, message, payload });
+        self.send(client, message, Bytes::new());
+    }
+
+    fn send(&mut self, client: ClientId, message: ToClient, payload: Bytes) {
+        self.effects.push(Effect::Tell { client, message: Box::new(message), payload });
     }
 
     fn tell(&mut self, job: JobId, event: Event, payload: Bytes) {
         if let Some(Follower { client, .. }) = self.followers.get(&job) {
-            let message = Box::new(ToClient::Event { job, event });
-            self.effects.push(Effect::Tell { client: *client, message, payload });
+            self.send(*client, ToClient::Event { job, event }, payload);
         }
     }
 
@@ -136,10 +178,11 @@ impl Director {
             self.dismiss(worker, "it was silent for longer than its lease");
         }
         self.look_for_stalls();
+        self.store_ends();
         self.go_on();
     }
 
-    /// Ends every job; no more start.
+    /// Stops every job, and starts no more. Those that are kept are gone on with by the next coordinator; others end.
     pub fn shut_down(&mut self, now: Duration) {
         self.now = now;
         self.shutting_down = true;

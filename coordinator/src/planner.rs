@@ -5,6 +5,7 @@ mod branches;
 pub mod cost;
 mod decode;
 pub mod fabrics;
+mod memory;
 mod pairs;
 mod reason;
 mod settle;
@@ -166,6 +167,9 @@ pub fn place<'a>(
     let placed: Vec<&Candidate> = shares.iter().map(|share| &candidates[share.worker]).collect();
     let (decode, why) = decode::fit(spec.decode, &bands, &placed, (geometry, card.decode_bytes));
     reason += &why;
+    if spec.parallelism.has_bands() {
+        memory::check(image, &shares, &placed)?;
+    }
     let spec = JobSpec { decode, ..spec };
     let members = shares.iter().zip(bands).map(|(share, decodes)| {
         let candidate = &candidates[share.worker];

@@ -50,6 +50,8 @@ fn request() -> JobRequest {
         decode: Decode::Auto,
         fabrics: Vec::new(),
         workers: None,
+        deterministic: false,
+        rebalance: false,
         stream_latents: false,
         probe: false,
         profile: false,

@@ -43,6 +43,8 @@ pub enum FaultKind {
     Replanned,
     /// The computation failed on a worker.
     Compute,
+    /// What must be kept cannot be: the coordinator's disk is full, or broken.
+    Storage,
     /// Someone asked for the job to end.
     Cancelled,
     /// A peer broke the protocol.

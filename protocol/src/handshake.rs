@@ -101,10 +101,10 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_with_both_named_whatever_follows() {
-        let body = bytes((7_u16, "9.8.7", "a role of the future", 300_u32));
-        let fault = read_hello(&body).expect_err("wire 7");
+        let body = bytes((99_u16, "9.8.7", "a role of the future", 300_u32));
+        let fault = read_hello(&body).expect_err("wire 99");
         assert_eq!(fault.kind, FaultKind::VersionMismatch);
-        for part in ["9.8.7", "wire 7", RELEASE, &format!("wire {WIRE_VERSION}")] {
+        for part in ["9.8.7", "wire 99", RELEASE, &format!("wire {WIRE_VERSION}")] {
             assert!(fault.cause.contains(part), "{part} is missing: {fault}");
         }
     }

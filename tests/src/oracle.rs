@@ -193,13 +193,11 @@ impl Oracle {
 
     fn told(&mut self, client: ClientId, message: &ToClient, payload: &Bytes, _now: Duration) {
         match message {
-            ToClient::Accepted { job, .. } => {
-                if let Some((_, request)) =
-                    self.submitting.take().filter(|(asked, _)| *asked == client)
-                {
-                    self.jobs.insert(*job, Job::new(client, request));
-                }
-            }
+            ToClient::Accepted { job, .. } => match self.submitting.take() {
+                Some((_, request)) => drop(self.jobs.insert(*job, Job::new(client, request))),
+                // Who asks for a job takes it over.
+                None => self.jobs.get_mut(job).into_iter().for_each(|job| job.client = client),
+            },
             ToClient::Refused(fault) => {
                 if self.submitting.take_if(|(asked, _)| *asked == client).is_some() {
                     self.violated("O-1 once", format!("a job is refused: {fault}"));

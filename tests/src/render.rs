@@ -1,6 +1,8 @@
 //! One image rendered by ranks in this process, over links in memory.
 
 use bytes::Bytes;
+pub use coordinator::job::checkpoint::Checkpoint as Progress;
+
 use protocol::job::JobSpec;
 use protocol::message::ToCoordinator;
 use protocol::plan::{Band, Branch, Geometry, Member, Plan, split_evenly};
@@ -17,6 +19,8 @@ use worker::model::checkpoint::Checkpoint;
 pub struct Rendered {
     /// The latent after each model call, [channels, rows, columns].
     pub latents: Vec<Vec<f64>>,
+    /// Where the image could be gone on with after each of them.
+    pub progress: Vec<Progress>,
     /// RGB bytes [height, width, 3].
     pub pixels: Vec<u8>,
     /// Of each rank, whether its peers' values were old in each model call.
@@ -104,11 +108,28 @@ pub fn render_on(
     plan: &Plan,
     links: Vec<Links>,
 ) -> Result<Rendered, Fault> {
+    render_from(checkpoints, plan, links, None)
+}
+
+/// The same, from where others left the image.
+///
+/// # Errors
+/// The first fault of any rank.
+///
+/// # Panics
+/// If a rank's thread panics or its messages are not a run's.
+pub fn render_from(
+    checkpoints: &[Arc<Checkpoint>],
+    plan: &Plan,
+    links: Vec<Links>,
+    from: Option<&Progress>,
+) -> Result<Rendered, Fault> {
     let mut threads = Vec::new();
     for ((rank, links), checkpoint) in plan.ranks().zip(links).zip(checkpoints) {
         let (out, mut said) = mpsc::unbounded_channel();
         let (held, cancel) = oneshot::channel();
-        let resume = None;
+        let band = plan.member(rank).map_or(Band { top: 0, rows: 0 }, |member| member.band);
+        let resume = from.map(|from| (from.resume(), from.band(plan.geometry, band)));
         let run = Run { plan: plan.clone(), rank, resume, links, cancel, out };
         let checkpoint = Arc::clone(checkpoint);
         threads.push(std::thread::spawn(move || {
@@ -119,20 +140,24 @@ pub fn render_on(
     }
     let said: Vec<Vec<(ToCoordinator, Bytes)>> =
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect();
+    let first = from.map_or(0, |from| from.calls);
     let mut rendered = Rendered::default();
-    for messages in &said {
-        let mut call = 0;
-        let stepped = messages.iter().filter_map(|(message, _)| match message {
-            ToCoordinator::Stepped { displaced, .. } => Some(*displaced),
-            _ => None,
-        });
-        rendered.displaced.push(stepped.collect());
+    let mut bands: Vec<Vec<(Band, &Bytes)>> = Vec::new();
+    for (rank, messages) in plan.ranks().zip(&said) {
+        let mut all_displaced = Vec::new();
         for (message, payload) in messages {
             match message {
-                ToCoordinator::Stepped { .. } if payload.is_empty() => {}
-                ToCoordinator::Stepped { .. } => {
-                    rendered.take_band(call, payload, plan);
-                    call += 1;
+                ToCoordinator::Stepped { displaced, call, calls, history, .. } => {
+                    all_displaced.push(*displaced);
+                    let place = (call - first) as usize;
+                    if bands.len() == place {
+                        let (calls, of) = (call + 1, *calls);
+                        let planes = Bytes::new(); // put together below
+                        rendered.progress.push(Progress { calls, of, history: *history, planes });
+                        bands.push(Vec::new());
+                    }
+                    let band = plan.member(rank).filter(|_| plan.reports(rank));
+                    bands[place].extend(band.map(|member| (member.band, payload)));
                 }
                 ToCoordinator::Decoded { .. } => rendered.pixels.extend(payload),
                 ToCoordinator::Notice { text, .. } => rendered.notices.push(text.clone()),
@@ -140,34 +165,14 @@ pub fn render_on(
                 _ => {}
             }
         }
+        rendered.displaced.push(all_displaced);
     }
-    rendered.latents = rendered.latents.iter().map(|rows| channels_first(rows, plan)).collect();
+    for (progress, bands) in rendered.progress.iter_mut().zip(&bands) {
+        progress.planes = Progress::planes_of(plan.geometry, progress.history, bands);
+        let latent = progress.latent();
+        let (words, _) = latent.as_chunks::<4>();
+        let values = words.iter().map(|word| f64::from(f32::from_le_bytes(*word)));
+        rendered.latents.push(values.collect());
+    }
     Ok(rendered)
-}
-
-impl Rendered {
-    /// Appends a band [channels, band rows, columns] to the latent of `call`, kept as
-    /// [rows, columns, channels] until it is whole.
-    fn take_band(&mut self, call: usize, payload: &[u8], plan: &Plan) {
-        let (words, _) = payload.as_chunks::<4>();
-        let values: Vec<f64> =
-            words.iter().map(|word| f64::from(f32::from_le_bytes(*word))).collect();
-        if self.latents.len() == call {
-            self.latents.push(Vec::new());
-        }
-        let channels = plan.geometry.channels as usize;
-        let pixels = values.len() / channels;
-        for pixel in 0..pixels {
-            let of_pixel = (0..channels).map(|channel| values[channel * pixels + pixel]);
-            self.latents[call].extend(of_pixel);
-        }
-    }
-}
-
-fn channels_first(rows: &[f64], plan: &Plan) -> Vec<f64> {
-    let channels = plan.geometry.channels as usize;
-    let pixels = rows.len() / channels;
-    (0..channels)
-        .flat_map(|channel| (0..pixels).map(move |pixel| rows[pixel * channels + channel]))
-        .collect()
 }

@@ -17,7 +17,10 @@ thread_local! {
 
 /// What a compute thread counts, and others read.
 #[derive(Clone, Debug, Default)]
-pub struct Pulses(Arc<Mutex<Option<(RunId, Arc<Counter>)>>>);
+pub struct Pulses(Arc<Mutex<Option<Beating>>>);
+
+/// A run, and what is counted of it.
+type Beating = (RunId, Arc<Counter>);
 
 #[derive(Debug)]
 struct Counter {
@@ -40,7 +43,7 @@ impl Pulses {
         Counted(self.clone())
     }
 
-    fn set(&self, counted: Option<(RunId, Arc<Counter>)>) {
+    fn set(&self, counted: Option<Beating>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counted;
     }
 

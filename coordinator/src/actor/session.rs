@@ -1,8 +1,8 @@
 //! Connections: one task each, from the greeting to the end.
 
 use super::supervisor::{
-    AdmitWorker, ClientCame, ClientLeft, ClientSaid, Supervisor, WorkerHeard, WorkerLeft,
-    WorkerSaid,
+    AdmitWorker, Answers, ClientCame, ClientLeft, ClientSaid, Supervisor, UNREAD_BYTES_MAX,
+    WorkerHeard, WorkerLeft, WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
 use crate::identity::{Access, Keeper};
@@ -19,7 +19,7 @@ use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
 use protocol::{Fault, FaultKind, WorkerId};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
@@ -153,6 +153,8 @@ enum SessionError {
     Stream(#[from] StreamError),
     #[error("{0}")]
     Revoked(Fault),
+    #[error("more than {} MiB wait for it to be read", UNREAD_BYTES_MAX >> 20)]
+    Unread,
 }
 
 /// What breaks one connection never reaches another.
@@ -271,9 +273,11 @@ async fn serve_client(
     let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
     let supervisor = &door.supervisor;
     let (out, mut events) = mpsc::unbounded_channel::<(ToClient, Bytes)>();
+    let unread = Arc::new(AtomicUsize::new(0));
+    let answers = Answers { out, unread: Arc::clone(&unread) };
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
-    supervisor.do_send(ClientCame { client, out });
+    supervisor.do_send(ClientCame { client, answers });
     let mut revoked = pin!(door.access.revoked(identity.as_ref()));
     let ended = async {
         loop {
@@ -282,7 +286,13 @@ async fn serve_client(
                     Some((message, _)) => supervisor.do_send(ClientSaid { client, message }),
                     None => return Ok(()),
                 },
-                Some((message, payload)) = events.recv() => writer.send(&message, &payload).await?,
+                told = events.recv() => match told {
+                    Some((message, payload)) => {
+                        unread.fetch_sub(payload.len(), Ordering::Relaxed);
+                        writer.send(&message, &payload).await?;
+                    }
+                    None => return Err(SessionError::Unread),
+                },
                 fault = &mut revoked => return Err(SessionError::Revoked(fault)),
             }
         }

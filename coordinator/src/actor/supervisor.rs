@@ -10,13 +10,32 @@ use protocol::{Fault, WorkerId};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// What a worker's session sends.
 pub(super) type Orders = UnboundedSender<(ToWorker, Bytes)>;
-/// What a client's session sends.
-pub(super) type Answers = UnboundedSender<(ToClient, Bytes)>;
+/// Payloads of so many bytes may wait for a client that reads slowly: more than the largest image with its
+/// latent. Whoever reads still slower is hung up on; if it submitted a job, that ends.
+pub(super) const UNREAD_BYTES_MAX: usize = 512 << 20;
+
+/// What a client's session sends, and how many bytes of it wait.
+#[derive(Clone, Debug)]
+pub(super) struct Answers {
+    pub(super) out: UnboundedSender<(ToClient, Bytes)>,
+    pub(super) unread: Arc<AtomicUsize>,
+}
+
+impl Answers {
+    /// Whether there was room.
+    fn send(&self, message: ToClient, payload: Bytes) -> bool {
+        let bytes = payload.len();
+        let unread = self.unread.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        unread <= UNREAD_BYTES_MAX && self.out.send((message, payload)).is_ok()
+    }
+}
 
 /// A worker asks to be let in.
 #[derive(Debug, Message)]
@@ -57,7 +76,7 @@ pub(super) struct WorkerLeft {
 #[rtype(result = "()")]
 pub(super) struct ClientCame {
     pub(super) client: ClientId,
-    pub(super) out: Answers,
+    pub(super) answers: Answers,
 }
 
 /// A client said something.
@@ -85,14 +104,16 @@ pub(super) struct ShutDown;
 pub struct Supervisor {
     started: Instant,
     director: Director,
+    /// How many workers were let in so far.
+    admitted: Arc<AtomicUsize>,
     workers: BTreeMap<WorkerId, Orders>,
     clients: BTreeMap<ClientId, Answers>,
 }
 
 impl Supervisor {
-    pub(super) fn new(director: Director) -> Self {
+    pub(super) fn new(director: Director, admitted: Arc<AtomicUsize>) -> Self {
         let (workers, clients) = (BTreeMap::new(), BTreeMap::new());
-        Self { started: Instant::now(), director, workers, clients }
+        Self { started: Instant::now(), director, admitted, workers, clients }
     }
 
     fn now(&self) -> Duration {
@@ -109,8 +130,10 @@ impl Supervisor {
                     }
                 }
                 Effect::Tell { client, message, payload } => {
-                    if let Some(answers) = self.clients.get(&client) {
-                        answers.send((*message, payload)).ok();
+                    let answers = self.clients.get(&client);
+                    if answers.is_some_and(|answers| !answers.send(*message, payload)) {
+                        // Its session ends as well, and says so.
+                        self.clients.remove(&client);
                     }
                 }
                 // Its session ends once there is nobody left to send it anything.
@@ -137,6 +160,7 @@ impl Handler<AdmitWorker> for Supervisor {
     fn handle(&mut self, ask: AdmitWorker, _: &mut Self::Context) -> Self::Result {
         let AdmitWorker { join, peer, identity, out } = ask;
         let worker = self.director.admit(join, peer, identity, self.now())?;
+        self.admitted.fetch_add(1, Ordering::Relaxed);
         self.workers.insert(worker, out);
         self.carry();
         Ok(worker)
@@ -174,8 +198,8 @@ impl Handler<WorkerLeft> for Supervisor {
 impl Handler<ClientCame> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ClientCame { client, out }: ClientCame, _: &mut Self::Context) {
-        self.clients.insert(client, out);
+    fn handle(&mut self, ClientCame { client, answers }: ClientCame, _: &mut Self::Context) {
+        self.clients.insert(client, answers);
     }
 }
 

@@ -2,10 +2,10 @@
 
 use crate::profile::Profiles;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use protocol::JobId;
 use protocol::job::JobSpec;
 use protocol::message::{BandView, Event, Phase, RecoveryView, WaitView};
 use protocol::plan::Branch;
+use protocol::{FaultKind, JobId};
 use serde_json::{Value, json};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -230,10 +230,14 @@ fn resumed(recovery: &RecoveryView, reason: &str) -> String {
         again => format!(", {again} calls again"),
     };
     let exact = if recovery.exact { ", bits unchanged" } else { "" };
+    let when = match recovery.fault.kind {
+        FaultKind::ShuttingDown => recovery.fault.cause.clone(),
+        _ => format!("{:.2} s later", recovery.seconds),
+    };
     format!(
-        "goes on after call {} on {after} worker{plural} (of {before}), {:.2} s later{again}{exact}\n\
+        "goes on after call {} on {after} worker{plural} (of {before}): {when}{again}{exact}\n\
          plan: {reason}",
-        recovery.resumed_at, recovery.seconds
+        recovery.resumed_at
     )
 }
 

@@ -1,9 +1,9 @@
 //! Images that are rendered to be measured, not to be kept.
 
-use crate::client::{Client, ClientError, Destination};
+use crate::client::{ClientError, Destination, Submission};
 use bytes::Bytes;
 use protocol::job::{JobRequest, JobSpec};
-use protocol::message::{Event, SiteReport, ToClient, WaitView};
+use protocol::message::{Event, SiteReport, WaitView};
 use std::io::{self, Write as _};
 
 /// Letters of the prompt that a title has room for.
@@ -32,12 +32,10 @@ pub(super) async fn render(
 ) -> anyhow::Result<Rendered> {
     // Nobody need read it: what counts goes to standard output.
     writeln!(io::stderr(), "rendering: {what}").ok();
-    let mut client = Client::connect(to).await?;
-    client.submit(request).await?;
+    let mut submission = Submission::new(to, request).await?;
     let mut rendered = Rendered::default();
     loop {
-        let (message, payload) = client.next().await?;
-        let ToClient::Event { event, .. } = message else { continue };
+        let (event, payload) = submission.next().await?;
         match event {
             Event::Started { spec, model, bands, .. } => {
                 rendered.spec = Some((*spec, model));

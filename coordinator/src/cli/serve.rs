@@ -3,9 +3,12 @@
 use super::ADDRESS_DEFAULT;
 use super::identity::{IdentityArgs, check_loopback};
 use crate::actor::Coordinator;
-use crate::identity::{Access, Folder, FolderError, Keeper};
+use crate::director::Director;
+use crate::identity::{Access, Folder, FolderError, Keeper, now};
+use crate::job::store::Store;
 use anyhow::Context;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +22,10 @@ pub(super) struct ServeArgs {
     /// Where workers and commands reach it; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADDRESS_DEFAULT)]
     listen: String,
+    /// Keep jobs here, so that a coordinator started again after this one ended, however it did, goes on with them;
+    /// the ends of jobs are kept for a day [default: jobs end with this process].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     #[command(flatten)]
     identity: IdentityArgs,
     /// Log more.
@@ -37,7 +44,12 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let access = access(&arguments).await?;
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
-    let coordinator = Coordinator::start(&arguments.listen, access).await.with_context(|| {
+    let director = match &arguments.data {
+        Some(folder) => Director::open(Store::open(folder)?, now())?,
+        None => Director::default(),
+    };
+    let started = Coordinator::start(&arguments.listen, access, director).await;
+    let coordinator = started.with_context(|| {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;
     let address = coordinator.address();

@@ -3,13 +3,13 @@
 use super::cluster::ClusterArgs;
 use super::progress::Progress;
 use super::request::RequestArgs;
-use crate::client::{Client, ClientError, Destination};
+use crate::client::{ClientError, Destination, Submission};
 use crate::output::{Latents, Parameters, check_writable, write_png, write_whole};
 use crate::profile::Profiles;
 use anyhow::bail;
 use bytes::Bytes;
 use protocol::job::JobRequest;
-use protocol::message::{Event, ToClient};
+use protocol::message::Event;
 use protocol::plan::Geometry;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,16 +76,14 @@ struct Heard {
 
 async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet);
-    let mut client = Client::connect(to).await?;
     let local = arguments.cluster.local();
     let request = arguments.request.request(local, arguments.save_latents.is_some());
     let request = JobRequest { profile: arguments.profile.is_some(), ..request };
-    let (job, ahead) = client.submit(request).await?;
-    progress.accepted(job, ahead)?;
+    let mut submission = Submission::new(to, request).await?;
+    progress.accepted(submission.job(), submission.ahead())?;
     let mut heard = Heard::default();
     loop {
-        let (message, payload) = client.next().await?;
-        let ToClient::Event { event, .. } = message else { continue };
+        let (event, payload) = submission.next().await?;
         if let Event::Profiled { rank, profile } = event {
             heard.profiles.add(rank, profile);
             continue;

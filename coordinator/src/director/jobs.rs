@@ -4,13 +4,13 @@ use super::{Active, ClientId, Director, Effect, Follower};
 use crate::cluster::pulse::Pulses;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
-use crate::job::state::RunState;
+use crate::job::state::{RunState, Tally};
 use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
-use protocol::job::JobRequest;
-use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
+use protocol::job::{JobRequest, JobSpec, Mode};
+use protocol::message::{Event, RecoveryView, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
-use protocol::{Fault, FaultKind, JobId, Rank};
+use protocol::{Epoch, Fault, FaultKind, JobId, Rank};
 use std::time::Duration;
 
 impl Director {
@@ -22,7 +22,7 @@ impl Director {
                 self.followers.insert(job, Follower { client, told: None });
                 let ahead = ahead + usize::from(self.active.is_some());
                 let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-                self.answer(client, ToClient::Accepted { job, ahead, kept: false });
+                self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
             }
             Err(fault) => self.answer(client, ToClient::Refused(fault)),
         }
@@ -42,8 +42,7 @@ impl Director {
             planner::settle(&request, card, seed)?;
         }
         self.queue.check_room()?;
-        self.accepted += 1;
-        let job = JobId(self.accepted);
+        let job = self.store_accepted(&request, seed)?;
         Ok((job, self.queue.push(Waiting::new(job, client, request, seed))))
     }
 
@@ -57,14 +56,20 @@ impl Director {
             (Some(_), _) => 0,
             (None, Some(ahead)) => ahead + usize::from(self.active.is_some()),
             (None, None) => {
-                let cause = format!("{job} is not known here: it has ended, or was never accepted");
-                let fault = Fault::new(FaultKind::InvalidRequest, cause);
-                return self.answer(client, ToClient::Refused(fault));
+                return match self.ended(job) {
+                    Ok(Some(outcome)) => self.tell_ended(client, job, outcome),
+                    Ok(None) => self.answer(client, ToClient::Refused(unknown(job))),
+                    Err(fault) => self.answer(client, ToClient::Refused(fault)),
+                };
             }
         };
+        self.queue.adopt(job, client);
+        if let Some(active) = self.active.as_mut().filter(|active| active.job() == job) {
+            active.asked.client = Some(client);
+        }
         self.followers.insert(job, Follower { client, told: None });
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-        self.answer(client, ToClient::Accepted { job, ahead, kept: false });
+        self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
         if let Some(started) = started {
             self.tell(job, started, Bytes::new());
         }
@@ -74,13 +79,18 @@ impl Director {
     /// A client's session ended: its jobs are cancelled.
     pub fn client_left(&mut self, client: ClientId, now: Duration) {
         self.now = now;
+        if self.shutting_down && self.store.is_kept() {
+            return; // it is this process that goes
+        }
+        let fault = Fault::new(FaultKind::Cancelled, "the client that submitted it went away");
         for job in self.queue.forget(client) {
             self.followers.remove(&job);
+            self.end(job, vec![Event::Failed { fault: fault.clone() }], Bytes::new());
         }
         self.drains.retain(|(_, each)| *each != client);
         self.stop_measuring_for(client);
         if self.active.as_ref().is_some_and(|active| active.asked.client == Some(client)) {
-            self.fail(Fault::new(FaultKind::Cancelled, "the client that submitted it went away"));
+            self.fail(fault);
         }
         self.followers.retain(|_, follower| follower.client != client);
     }
@@ -95,8 +105,7 @@ impl Director {
                 Err(fault) if fault.kind == FaultKind::NoWorkers => break,
                 Err(fault) => {
                     self.queue.pop();
-                    self.tell(job, Event::Failed { fault }, Bytes::new());
-                    self.followers.remove(&job);
+                    self.end(job, vec![Event::Failed { fault }], Bytes::new());
                 }
                 Ok(placed) => self.start(placed),
             }
@@ -117,6 +126,12 @@ impl Director {
         let waits = |cause: &str| Fault::new(FaultKind::NoWorkers, cause);
         let next = self.queue.next().ok_or_else(|| waits("no job"))?;
         let card = self.registry.model().ok_or_else(|| waits("no worker has joined"))?;
+        if next.epoch > Epoch(0) && self.now < self.gathering_until {
+            return Err(waits("workers are coming back"));
+        }
+        if self.store_rests() {
+            return Err(waits("the store is full"));
+        }
         if next.request.workers.is_none() && self.registry.idle().len() < self.registry.staying() {
             return Err(waits("workers are still stopping an earlier job"));
         }
@@ -129,6 +144,10 @@ impl Director {
     }
 
     fn start(&mut self, Placed { plan, reason }: Placed) {
+        let Some(request) = self.queue.next().map(|next| next.request.clone()) else { return };
+        if self.store_started(&plan, &request).is_err() {
+            return; // it stays in the queue until the store takes it
+        }
         let Some(mut asked) = self.queue.pop() else { return };
         let job = asked.job;
         let left_out = self.registry.idle().len() - plan.world_size();
@@ -143,11 +162,22 @@ impl Director {
             );
             self.tell(job, Event::Notice { text }, Bytes::new());
         }
+        // A checkpoint is of the model that made it.
+        let model = self.registry.model().map(|card| &card.digest);
+        let same = asked.model.as_ref() == model;
         let checkpoint = asked.checkpoint.take();
-        let checkpoint = checkpoint.filter(|checkpoint| checkpoint.fits(plan.geometry));
+        let checkpoint = checkpoint.filter(|from| same && from.fits(plan.geometry));
+        let mut tally = Tally::default();
+        if asked.epoch > Epoch(0) {
+            let recovery = taken_up(&plan, checkpoint.as_ref());
+            let (bands, reason) = (super::view::bands(&plan), reason.clone());
+            let event = Event::Resumed { recovery: recovery.clone(), bands, reason };
+            self.tell(job, event, Bytes::new());
+            tally.recoveries.push(recovery);
+        }
         self.command(&plan, checkpoint.as_ref());
         let latents = asked.request.stream_latents;
-        let carried = (checkpoint, crate::job::state::Tally::default());
+        let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, self.now, carried);
         let (exact, broken, futile) = (None, None, 0);
@@ -233,14 +263,15 @@ impl Director {
         {
             active.exact = Some(checkpoint.clone());
         }
+        self.store_checkpoint();
         self.report_slow();
     }
 
     fn finish(&mut self, event: Event, image: Bytes) {
         let Some(active) = self.active.take() else { return };
         tracing::info!("{} is finished", active.job());
-        self.tell(active.job(), event, image);
-        self.followers.remove(&active.job());
+        let started = self.started(active.run.plan(), active.reason.clone());
+        self.end(active.job(), vec![started, event], image);
         self.registry.observe_speeds(&active.run.speeds());
         self.go_on();
     }
@@ -250,19 +281,53 @@ impl Director {
         let Some(active) = self.active.take() else { return };
         tracing::warn!("{} failed: {fault}", active.job());
         self.stop_run(active.run_id(), active.run.longest_call(), &fault);
-        self.tell(active.job(), Event::Failed { fault }, Bytes::new());
-        self.followers.remove(&active.job());
+        self.end(active.job(), vec![Event::Failed { fault }], Bytes::new());
         self.go_on();
     }
 
     pub(super) fn end_all_jobs(&mut self) {
         let fault = Fault::new(FaultKind::ShuttingDown, "the coordinator is shutting down");
+        if self.store.is_kept() {
+            if let Some(active) = self.active.take() {
+                self.stop_run(active.run_id(), active.run.longest_call(), &fault);
+            }
+            return;
+        }
         let waiting: Vec<JobId> = self.queue.drain().map(|waiting| waiting.job).collect();
         for job in waiting {
-            self.tell(job, Event::Failed { fault: fault.clone() }, Bytes::new());
-            self.followers.remove(&job);
+            self.end(job, vec![Event::Failed { fault: fault.clone() }], Bytes::new());
         }
         self.fail(fault);
+    }
+
+    /// Stores that a run of `plan` starts (K-2 of the store). How its latent will be decoded is not
+    /// what tells one image from another.
+    pub(super) fn store_started(&mut self, plan: &Plan, request: &JobRequest) -> Result<(), Fault> {
+        let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
+        let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
+        let started = self.store.started(plan.run, &model, &spec);
+        self.stored(started)
+    }
+}
+
+fn unknown(job: JobId) -> Fault {
+    let cause = format!("{job} is not known here: it ended long ago, or was never accepted");
+    Fault::new(FaultKind::InvalidRequest, cause)
+}
+
+/// What people are told of a job that the coordinator before this one had begun.
+fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>) -> RecoveryView {
+    let calls = checkpoint.map_or(0, |checkpoint| checkpoint.calls);
+    let ranks = u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
+    let cause = "the coordinator ended, and the next one goes on";
+    RecoveryView {
+        fault: Fault::new(FaultKind::ShuttingDown, cause),
+        broke_at: calls,
+        resumed_at: calls,
+        seconds: 0.0, // nobody was there to count them
+        workers: [ranks; 2],
+        // Where bands were is not kept; they matter where values are displaced.
+        exact: plan.spec.mode == Mode::FullSync && calls == 0,
     }
 }
 

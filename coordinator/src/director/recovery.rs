@@ -5,7 +5,7 @@
 //! - **R-3 one call**: no more than the call under way is lost, unless the job asks for unchanged bits.
 //! - **R-4 progress**: a job that breaks off again and again without a call done in between fails.
 
-use super::{Active, Director};
+use super::{Active, Director, GATHER_PATIENCE};
 use crate::cluster::failure::LEASE;
 use crate::cluster::pulse::Pulses;
 use crate::job::checkpoint::Checkpoint;
@@ -104,7 +104,9 @@ impl Director {
             );
             return self.fail(fault);
         }
-        if now < broken.busy_until && !self.registry.busy_with(active.run_id()).is_empty() {
+        if self.store_rests()
+            || now < broken.busy_until && !self.registry.busy_with(active.run_id()).is_empty()
+        {
             return;
         }
         match self.replan(active) {
@@ -146,6 +148,11 @@ impl Director {
         };
         let links = self.registry.broken(self.now);
         let since = active.broken.as_ref().map_or(self.now, |broken| broken.since);
+        // If all are gone it was this process, or its network: they come back one after the other.
+        let nobody = !candidates.iter().any(was_there);
+        if nobody && candidates.len() < old.world_size() && self.now < since + GATHER_PATIENCE {
+            return Ok(None);
+        }
         if request.deterministic && self.now < since + REPLACEMENT_PATIENCE {
             let from = active.run.checkpoint().filter(|from| old.resumes_exactly(from.calls));
             let from = from.or(active.exact.as_ref()).cloned();
@@ -163,13 +170,19 @@ impl Director {
         };
         let pairs = self.registry.pairs(&wish.fabrics);
         let cluster = planner::Cluster { candidates: &candidates, pairs: Some(&pairs) };
-        let placed = planner::place(old.run.next(), old.spec.clone(), card, cluster, wish)?;
+        // Settled anew: fewer workers may have to decode in another way.
+        let spec = planner::settle(request, card, active.asked.seed)?;
+        let placed = planner::place(old.run.next(), spec, card, cluster, wish)?;
         Ok(Some((placed, active.run.checkpoint().cloned())))
     }
 
     /// Starts what is left of a job.
     fn restart(&mut self, Placed { plan, reason }: Placed, from: Option<Checkpoint>) {
         let Some(mut active) = self.active.take() else { return };
+        if self.store_started(&plan, &active.asked.request).is_err() {
+            self.active = Some(active); // it stays broken off until the store takes it
+            return;
+        }
         let Some(broken) = active.broken.take() else { return };
         let old = active.run.plan();
         let ranks = |plan: &Plan| u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
@@ -226,7 +239,7 @@ impl Director {
 
     /// Tells of a worker that is slower than its band is tall, and moves the bands if the job asked for that.
     pub(super) fn report_slow(&mut self) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = &mut self.active else { return };
         let Some((rank, times)) = active.run.slow_rank() else { return };
         let Some(member) = active.run.plan().member(rank) else { return };
         let moves = active.asked.request.rebalance && !active.asked.request.deterministic;

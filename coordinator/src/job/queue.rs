@@ -22,6 +22,8 @@ pub struct Waiting {
     pub seed: u64,
     /// The next of its epochs.
     pub epoch: Epoch,
+    /// The digest of the model that it was begun with, if it was before this process.
+    pub model: Option<String>,
     /// Where it goes on, if it was begun before this process.
     pub checkpoint: Option<Checkpoint>,
 }
@@ -30,8 +32,8 @@ impl Waiting {
     /// What a client submits.
     #[must_use]
     pub fn new(job: JobId, client: u64, request: JobRequest, seed: u64) -> Self {
-        let (client, epoch, checkpoint) = (Some(client), Epoch(0), None);
-        Self { job, client, request, seed, epoch, checkpoint }
+        let (client, epoch) = (Some(client), Epoch(0));
+        Self { job, client, request, seed, epoch, model: None, checkpoint: None }
     }
 
     /// Its next run.
@@ -80,6 +82,12 @@ impl Queue {
     /// The jobs that wait, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Waiting> {
         self.waiting.iter()
+    }
+
+    /// A job is from now on that of this client.
+    pub fn adopt(&mut self, job: JobId, client: u64) {
+        let found = self.waiting.iter_mut().find(|waiting| waiting.job == job);
+        found.into_iter().for_each(|waiting| waiting.client = Some(client));
     }
 
     /// Takes a client's jobs out.

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// what noise does, and worth the synchronous call that moving bands costs.
 const SLOW: f64 = 1.5;
 /// So many calls in a row, so that it is not a moment's disturbance.
-const SLOW_CALLS: u32 = 3;
+const SLOW_CALLS: usize = 5;
 
 /// The progress of one run.
 ///
@@ -28,6 +28,7 @@ pub struct RunState {
     steps_done: u32,
     tally: Tally,
     longest: Duration,
+    told_slow: bool,
     checkpoint: Option<Checkpoint>,
 }
 
@@ -55,8 +56,8 @@ struct RankState {
     /// In calls after the first, which also warms caches up: time not spent waiting.
     computed_us: u64,
     calls: u32,
-    /// Calls in a row in which it was slow.
-    slow: u32,
+    /// How many times as long as the mean it took, in the calls in a row in which it was slow.
+    slow: Vec<f64>,
 }
 
 /// One rank's report of one model call.
@@ -98,6 +99,7 @@ impl RunState {
             steps_done: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls),
             tally,
             longest: Duration::ZERO,
+            told_slow: false,
             checkpoint,
             plan,
         }
@@ -134,13 +136,13 @@ impl RunState {
     }
 
     /// The rank that has been slower than its band is tall for some calls, and how many times as long as
-    /// the mean it takes.
-    #[must_use]
-    pub fn slow_rank(&self) -> Option<(Rank, f64)> {
-        let slow = self.plan.ranks().find(|rank| self.ranks[rank.index()].slow == SLOW_CALLS)?;
-        let each = |rank: &RankState| rank.computed_us as f64 / f64::from(rank.calls.max(1));
-        let mean = self.ranks.iter().map(each).sum::<f64>() / self.ranks.len() as f64;
-        Some((slow, each(&self.ranks[slow.index()]) / mean))
+    /// the mean it took. Said once a run.
+    pub fn slow_rank(&mut self) -> Option<(Rank, f64)> {
+        let slow = |rank: &Rank| self.ranks[rank.index()].slow.len() >= SLOW_CALLS;
+        let rank = self.plan.ranks().find(slow).filter(|_| !self.told_slow)?;
+        self.told_slow = true;
+        let times = &self.ranks[rank.index()].slow;
+        Some((rank, times.iter().sum::<f64>() / times.len() as f64))
     }
 
     /// Who renders what.
@@ -300,8 +302,8 @@ impl RunState {
         let each = |step: &Step| step.took_us.saturating_sub(step.waited_us) as f64;
         let mean = steps.iter().map(each).sum::<f64>() / steps.len().max(1) as f64;
         for step in steps.iter().filter(|_| !first) {
-            let slow = &mut self.ranks[step.rank.index()].slow;
-            *slow = if each(step) > SLOW * mean { *slow + 1 } else { 0 };
+            let (slow, times) = (&mut self.ranks[step.rank.index()].slow, each(step) / mean);
+            if times > SLOW { slow.push(times) } else { slow.clear() }
         }
     }
 

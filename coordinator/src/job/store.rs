@@ -40,7 +40,7 @@ pub struct Store {
     connection: Connection,
     folder: PathBuf,
     /// Held as long as the connection is there, so it is dropped after it; none if nothing is kept.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// The jobs that had not ended when the coordinator did.
@@ -130,7 +130,7 @@ impl Store {
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         let (folder, lock) = disk::claim(folder)?;
         let connection = disk::open(&folder)?;
-        Ok(Self { connection, folder, _lock: Some(lock) })
+        Ok(Self { connection, folder, lock: Some(lock) })
     }
 
     /// A store that ends with this process. Its images take memory until they are forgotten.
@@ -139,7 +139,13 @@ impl Store {
         let folder = PathBuf::from("memory");
         let connection = Connection::open_in_memory().expect("memory is there");
         let connection = disk::prepare(connection, &folder).expect("an empty database has room");
-        Self { connection, folder, _lock: None }
+        Self { connection, folder, lock: None }
+    }
+
+    /// Whether what is in it outlives this process.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.lock.is_some()
     }
 
     /// Takes a job in, and gives it its number.

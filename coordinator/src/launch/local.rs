@@ -2,6 +2,7 @@
 
 use crate::actor::Coordinator;
 use crate::client::Destination;
+use crate::director::Director;
 use crate::identity::{Access, Keeper, now};
 use protocol::identity::{Role, Terms, Token};
 use protocol::job::Dtype;
@@ -9,6 +10,7 @@ use protocol::tls::Security;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::num::NonZeroU16;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -124,7 +126,7 @@ impl LocalCluster {
         let terms = Terms { role: Role::Worker, expires: now() + TOKEN_SECONDS, uses };
         let token = keeper.token(terms).map_err(|error| refused(what, &error))?;
         let access = Access::Members(Arc::new(keeper));
-        let coordinator = Coordinator::start("127.0.0.1:0", access).await;
+        let coordinator = Coordinator::start("127.0.0.1:0", access, Director::default()).await;
         let coordinator = coordinator.map_err(|error| refused(what, &error))?;
         let address = coordinator.address().to_string();
         let mut workers = Vec::new();
@@ -144,16 +146,23 @@ impl LocalCluster {
         Destination { address, security }
     }
 
-    /// Waits until a worker ends, which none should before [`Self::stop`].
+    /// Waits until a worker ends in a way that ends the cluster: by its own decision, before all had joined, or as
+    /// the last one. Of one that something killed the others take the work over.
     pub async fn worker_died(&mut self) -> LaunchError {
         loop {
+            let complete = self.coordinator.admitted() >= self.workers.len();
+            let mut dead = Vec::new();
             for (number, worker) in self.workers.iter_mut().enumerate() {
-                if let Ok(Some(status)) = worker.child.try_wait() {
-                    // What it logged last may still be on its way.
-                    sleep(LOOK).await;
-                    let (process, log) = (worker.process, worker.log());
-                    return LaunchError::WorkerDied { number, process, status, log };
-                }
+                dead.extend(worker.child.try_wait().ok().flatten().map(|status| (number, status)));
+            }
+            let decides = |(_, status): &&(usize, ExitStatus)| {
+                !complete || status.signal().is_none() || dead.len() == self.workers.len()
+            };
+            if let Some((number, status)) = dead.iter().find(decides).copied() {
+                // What it logged last may still be on its way.
+                sleep(LOOK).await;
+                let (process, log) = (self.workers[number].process, self.workers[number].log());
+                return LaunchError::WorkerDied { number, process, status, log };
             }
             sleep(LOOK).await;
         }

@@ -18,10 +18,11 @@ mod rank;
 use self::rank::RankCost;
 use super::Candidate;
 use super::branches::{self, Share, ShareError, Sharing, Work};
-use super::pairs::{Cluster, Links};
+use super::pairs::{Cluster, LinkSpeed, Links};
 use protocol::job::{CfgSplit, JobSpec, Mode, ModelCard, Warmup, Wire};
 use protocol::plan::Geometry;
 use serde::Serialize;
+use std::time::Duration;
 
 /// Which warm-up is assumed where it shows in the run only how long it lasts: the default's.
 const WARMUP_ASSUMED: u32 = 4;
@@ -181,6 +182,21 @@ pub struct Mesh {
     pub prediction: Prediction,
     /// Why, in words for people.
     pub reason: String,
+}
+
+/// What each rank's prediction takes in memory beside the model, in bytes.
+#[must_use]
+pub fn memory(image: Image<'_>, shares: &[Share]) -> Vec<u64> {
+    let anything = LinkSpeed { bandwidth: 1, latency: Duration::ZERO };
+    let workers = shares.iter().map(|share| share.worker + 1).max().unwrap_or(0);
+    let Some(links) = Links::all(workers, |_, _| Some(anything)) else { return Vec::new() };
+    let machines = vec![Machine { rate: 1.0, overhead: 0.0 }; workers];
+    let (scheme, overlap) = (Scheme::Neighbours, Overlap::Hidden);
+    let forecast = Forecast { image, machines, links, scheme, overlap };
+    let weights = float(image.card.weight_bytes);
+    let rank = |rank| RankCost::of(&forecast, shares, rank).computing - weights;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in bytes")]
+    (0..shares.len()).map(|each| rank(each).max(0.0) as u64).collect()
 }
 
 impl<'a> Forecast<'a> {

@@ -136,7 +136,7 @@ fn c1_lengths_over_the_limits_are_refused_before_the_bytes_are_there() {
 #[test]
 fn c2_a_string_cannot_claim_more_than_its_bound() {
     // `ToCoordinator::Notice` of a run, with a text of 2^62 bytes.
-    let body = bincode::serde::encode_to_vec((1_u32, 1_u64, 1_u32, 1_u64 << 62), bincode_config())
+    let body = bincode::serde::encode_to_vec((2_u32, 1_u64, 1_u32, 1_u64 << 62), bincode_config())
         .expect("encodes");
     let refused = codec::decode_body::<ToCoordinator>(&body);
     assert!(matches!(refused, Err(FrameError::Malformed { .. })), "{refused:?}");

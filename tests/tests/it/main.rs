@@ -9,5 +9,6 @@ mod golden_distri;
 mod golden_single;
 mod gpu;
 mod parity;
+mod resume;
 mod simulation;
 mod tidy;

@@ -145,7 +145,7 @@ async fn free(engine: &Engine) {
 /// Waits until this worker is to leave.
 async fn wanted(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
-        std::future::pending().await // nobody is left who could want it
+        std::future::pending::<()>().await; // nobody is left who could want it
     }
 }
 

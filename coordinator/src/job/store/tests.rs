@@ -24,9 +24,12 @@ fn run(job: JobId, epoch: u32) -> RunId {
 
 fn finished() -> [Event; 2] {
     let notice = Event::Notice { text: "the prompt is long".to_owned() };
-    let (latent, waits) = ("ab".to_owned(), Vec::new());
+    let (latent, waits, recoveries) = ("ab".to_owned(), Vec::new(), Vec::new());
     let (seconds_per_step, seconds, displaced_calls) = (0.5, 2.0, 3);
-    [notice, Event::Finished { seconds_per_step, seconds, waits, latent, displaced_calls }]
+    [
+        notice,
+        Event::Finished { seconds_per_step, seconds, waits, latent, displaced_calls, recoveries },
+    ]
 }
 
 fn failed(cause: &str) -> [Event; 1] {

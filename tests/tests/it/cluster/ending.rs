@@ -38,10 +38,13 @@ fn ctrl_c_leaves_nothing() {
     }
 }
 
+/// Of one that something killed the other takes the work over; the last one's death is the end.
 #[test]
-fn a_killed_worker_ends_the_run_and_is_named() {
+fn the_last_worker_killed_ends_the_run_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let (mut process, workers) = long_run(folder.path());
+    signal(workers[0], "KILL");
+    process.wait_for(r#""event":"resumed""#);
     signal(workers[1], "KILL");
     assert_eq!(process.wait(), Some(1), "{}", process.output());
     let named = format!("process {}", workers[1]);

@@ -1,0 +1,92 @@
+//! A job that a command submitted, followed to its end: also past the end of the coordinator that took it, if that
+//! keeps its jobs.
+
+use super::{Client, ClientError, Destination};
+use bytes::Bytes;
+use protocol::JobId;
+use protocol::job::JobRequest;
+use protocol::message::{Event, ToClient};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How long a coordinator that went away may take to come back: a supervisor starts it again within seconds, a
+/// machine within two minutes.
+pub const RETURN_PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is called meanwhile.
+const CALL_EVERY: Duration = Duration::from_millis(250);
+
+/// A job, and the connection on which its events come.
+#[derive(Debug)]
+pub struct Submission {
+    to: Destination,
+    client: Option<Client>,
+    job: JobId,
+    ahead: u32,
+    kept: bool,
+}
+
+impl Submission {
+    /// Submits a job. Dropping this cancels it.
+    ///
+    /// # Errors
+    /// If there is no coordinator, or it does not take the job.
+    pub async fn new(to: &Destination, request: JobRequest) -> Result<Self, ClientError> {
+        let mut client = Client::connect(to).await?;
+        let (job, ahead, kept) = client.submit(request).await?;
+        Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// How many jobs were before it when it was taken.
+    #[must_use]
+    pub fn ahead(&self) -> u32 {
+        self.ahead
+    }
+
+    /// The next event and its payload. If the coordinator is lost but keeps the job, a notice says so, and the
+    /// next event is one of its successor's.
+    ///
+    /// # Errors
+    /// If the coordinator is lost, and does not keep the job or is not back within [`RETURN_PATIENCE`].
+    pub async fn next(&mut self) -> Result<(Event, Bytes), ClientError> {
+        loop {
+            let client = match &mut self.client {
+                Some(client) => client,
+                None => self.client.insert(come_back(&self.to, self.job).await?),
+            };
+            match client.next().await {
+                Ok((ToClient::Event { event, .. }, payload)) => return Ok((event, payload)),
+                Ok(_) => {}
+                Err(lost @ ClientError::Lost { .. }) if self.kept => {
+                    self.client = None;
+                    let text = format!("{lost}; it keeps {}, and is called again", self.job);
+                    return Ok((Event::Notice { text }, Bytes::new()));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Calls the coordinator until it is there again, and follows the job.
+async fn come_back(to: &Destination, job: JobId) -> Result<Client, ClientError> {
+    let deadline = Instant::now() + RETURN_PATIENCE;
+    loop {
+        let followed = async {
+            let mut client = Client::connect(to).await?;
+            client.follow(job).await?;
+            Ok(client)
+        };
+        match followed.await {
+            Err(ClientError::Absent { .. } | ClientError::Lost { .. })
+                if Instant::now() < deadline => {}
+            done => return done,
+        }
+        sleep(CALL_EVERY).await;
+    }
+}

@@ -1,0 +1,169 @@
+//! What outlives this process, and how a coordinator goes on with what the one before it accepted.
+//!
+//! - **R-5 kept**: a job is accepted once it is stored, and its end is told once that is; a store that takes
+//!   nothing for a while delays both, and is tried again.
+
+use super::{ClientId, Director};
+use crate::job::checkpoint::Checkpoint;
+use crate::job::queue::Waiting;
+use crate::job::store::{Outcome, Store, StoreError, StoredJob};
+use bytes::{BufMut, Bytes, BytesMut};
+use protocol::job::JobRequest;
+use protocol::message::{Event, ToClient};
+use protocol::{Epoch, Fault, FaultKind, JobId};
+use std::time::Duration;
+
+/// How long workers of the coordinator before this one may take to come back before a job that it had begun goes
+/// on with those that did: their longest pause between two calls is two seconds.
+pub const GATHER_PATIENCE: Duration = Duration::from_millis(2500);
+/// How long a store that failed is left alone: a full disk is not emptied sooner, and nobody wants the message
+/// more often.
+pub const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long the ends of jobs are kept for clients that come back, in seconds: a day.
+const KEPT_SECONDS: u64 = 24 * 3600;
+/// How often what is older is forgotten.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// The end of a job, which the store has not taken yet.
+#[derive(Debug)]
+pub(super) struct Unstored {
+    job: JobId,
+    events: Vec<Event>,
+    image: Bytes,
+}
+
+impl Director {
+    /// Goes on with what is in `store`; `unix` is the time in unix seconds when all times given to this director
+    /// are zero.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn open(store: Store, unix: u64) -> Result<Self, StoreError> {
+        let unfinished = store.unfinished()?;
+        for (job, fault) in &unfinished.unreadable {
+            tracing::warn!("{job} waits for another release: {fault}");
+        }
+        let mut director = Self::of(store, unix);
+        let begun = unfinished.jobs.iter().any(|stored| stored.run.is_some());
+        director.gathering_until = if begun { GATHER_PATIENCE } else { Duration::ZERO };
+        for stored in unfinished.jobs {
+            let waiting = waiting(stored);
+            let calls = waiting.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls);
+            tracing::info!("{} was accepted before; it goes on after call {calls}", waiting.job);
+            director.queue.push(waiting);
+        }
+        Ok(director)
+    }
+
+    fn unix(&self) -> u64 {
+        self.unix + self.now.as_secs()
+    }
+
+    /// Whether the store may be tried.
+    pub(super) fn store_rests(&self) -> bool {
+        self.now < self.store_rests_until
+    }
+
+    /// What the store said, if it did what it was to do.
+    pub(super) fn stored<T>(&mut self, said: Result<T, StoreError>) -> Result<T, Fault> {
+        said.map_err(|error| {
+            tracing::warn!("{error}");
+            self.store_rests_until = self.now + STORE_PAUSE;
+            Fault::new(FaultKind::Storage, error.to_string())
+        })
+    }
+
+    /// Stores a job that is to be accepted, and gives its number.
+    pub(super) fn store_accepted(
+        &mut self,
+        request: &JobRequest,
+        seed: u64,
+    ) -> Result<JobId, Fault> {
+        let accepted = self.store.accept(request, seed, self.unix());
+        self.stored(accepted)
+    }
+
+    /// Stores how far the running job is. If that fails only steps can be lost, so it goes on.
+    pub(super) fn store_checkpoint(&mut self) {
+        let Some(active) = &self.active else { return };
+        if !self.store.is_kept() || self.store_rests() {
+            return;
+        }
+        // One that is to keep its bits goes on from where it can.
+        let deterministic = active.asked.request.deterministic;
+        let from = if deterministic { active.exact.as_ref() } else { active.run.checkpoint() };
+        let Some(from) = from else { return };
+        let mut bytes = BytesMut::with_capacity(1 + from.planes.len());
+        bytes.put_u8(from.history);
+        bytes.extend_from_slice(&from.planes);
+        let stored = self.store.checkpoint(active.run_id(), from.calls, from.of, &bytes);
+        self.stored(stored).ok(); // said, and steps are all it can cost
+    }
+
+    /// Ends a job: stores what a client that comes back is told, and tells the one that is there.
+    pub(super) fn end(&mut self, job: JobId, events: Vec<Event>, image: Bytes) {
+        if let Some(last) = events.last() {
+            self.tell(job, last.clone(), image.clone());
+        }
+        self.followers.remove(&job);
+        let image = if self.store.is_kept() { image } else { Bytes::new() };
+        self.unstored.push(Unstored { job, events, image });
+        self.store_ends();
+    }
+
+    /// Stores the ends that the store has not taken yet, and forgets old ones.
+    pub(super) fn store_ends(&mut self) {
+        while let Some(Unstored { job, events, image }) = self.unstored.first() {
+            if self.store_rests() {
+                return;
+            }
+            let finished = self.store.finish(*job, events, image, self.unix());
+            if self.stored(finished).is_err() {
+                return;
+            }
+            self.unstored.remove(0);
+            if !self.store.is_kept() {
+                // Nobody can come back for it.
+                let forgotten = self.store.forget_before(u64::MAX >> 1);
+                self.stored(forgotten).ok(); // said
+            }
+        }
+        if self.now >= self.forget_at && !self.store_rests() {
+            self.forget_at = self.now + FORGET_EVERY;
+            let before = self.unix().saturating_sub(KEPT_SECONDS);
+            let forgotten = self.store.forget_before(before);
+            self.stored(forgotten).ok(); // said, and tried again
+        }
+    }
+
+    /// How a job ended, if it did.
+    pub(super) fn ended(&mut self, job: JobId) -> Result<Option<Outcome>, Fault> {
+        let outcome = self.store.outcome(job);
+        self.stored(outcome)
+    }
+
+    /// Tells a client that came back how a job ended.
+    pub(super) fn tell_ended(&mut self, client: ClientId, job: JobId, outcome: Outcome) {
+        self.answer(client, ToClient::Accepted { job, ahead: 0, kept: self.store.is_kept() });
+        let Outcome { mut events, image, .. } = outcome;
+        let last = events.pop();
+        for event in events {
+            self.answer(client, ToClient::Event { job, event });
+        }
+        if let Some(event) = last {
+            self.send(client, ToClient::Event { job, event }, image);
+        }
+    }
+}
+
+/// A job that a coordinator before this one accepted.
+fn waiting(stored: StoredJob) -> Waiting {
+    let StoredJob { job, request, seed, run, checkpoint, .. } = stored;
+    let epoch = run.as_ref().map_or(Epoch(0), |run| Epoch(run.epoch.0 + 1));
+    let checkpoint = checkpoint.and_then(|stored| {
+        let history = *stored.bytes.first()?;
+        let planes = stored.bytes.slice(1..);
+        Some(Checkpoint { calls: stored.calls, of: stored.of, history, planes })
+    });
+    Waiting { job, client: None, request, seed, epoch, model: run.map(|run| run.model), checkpoint }
+}
