@@ -20,7 +20,7 @@ use crate::cluster::registry::Registry;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::{Queue, Waiting};
 use crate::job::state::RunState;
-use crate::job::store::Store;
+use crate::job::store::{Keep, Store};
 use bytes::Bytes;
 use keeping::Unstored;
 use measuring::Checking;
@@ -71,7 +71,7 @@ pub struct Director {
     active: Option<Active>,
     checking: Option<Checking>,
     drains: Vec<(WorkerId, ClientId)>,
-    store: Store,
+    store: Box<dyn Keep>,
     /// What the store has not taken yet.
     unstored: Vec<Unstored>,
     store_rests_until: Duration,
@@ -119,12 +119,12 @@ impl Active {
 impl Default for Director {
     /// One that keeps nothing.
     fn default() -> Self {
-        Self::of(Store::in_memory(), 0)
+        Self::of(Box::new(Store::in_memory()), 0)
     }
 }
 
 impl Director {
-    fn of(store: Store, unix: u64) -> Self {
+    fn of(store: Box<dyn Keep>, unix: u64) -> Self {
         Self {
             now: Duration::ZERO,
             unix,

@@ -55,6 +55,10 @@ pub struct Oracle {
     jobs: BTreeMap<JobId, Job>,
     members: BTreeMap<WorkerId, Option<RunId>>,
     submitting: Option<(ClientId, JobRequest)>,
+    /// Whether the coordinator's disk is full.
+    pub full: bool,
+    /// Who asked for a job that had ended, and is told so again.
+    replays: BTreeSet<(ClientId, JobId)>,
     /// The largest distance that an image had.
     pub distance: f64,
     /// How often jobs went on after they broke off.
@@ -67,6 +71,11 @@ struct Job {
     request: JobRequest,
     client_left: bool,
     ended: bool,
+    /// How it ended, as its client was told.
+    end: Option<Event>,
+    epoch: Option<Epoch>,
+    /// A coordinator crashed since its last run began, so that calls may be lost.
+    crashed: bool,
     /// Of its first run.
     plan: Option<Plan>,
     run: Option<Plan>,
@@ -135,6 +144,22 @@ impl Oracle {
         self.submitting = Some((client, request.clone()));
     }
 
+    /// A client asks for a job. If that has ended, it is told so again.
+    pub fn follows(&mut self, client: ClientId, job: JobId) {
+        if self.jobs.get(&job).is_some_and(|job| job.ended) {
+            self.replays.insert((client, job));
+        }
+    }
+
+    /// The coordinator's process is gone, with what it had in memory.
+    pub fn crashed(&mut self) {
+        self.members.clear();
+        self.submitting = None;
+        for job in self.jobs.values_mut() {
+            (job.run, job.crashed, job.futile) = (None, true, 0);
+        }
+    }
+
     /// A client's session ended: its jobs are cancelled.
     pub fn client_left(&mut self, client: ClientId) {
         for job in self.jobs.values_mut().filter(|job| job.client == client) {
@@ -144,7 +169,7 @@ impl Oracle {
     }
 
     /// A member said something.
-    pub fn said(&mut self, worker: WorkerId, message: &ToCoordinator, _now: Duration) {
+    pub fn said(&mut self, worker: WorkerId, message: &ToCoordinator) {
         let Some(busy) = self.members.get_mut(&worker) else { return };
         match message {
             ToCoordinator::Decoded { run, .. }
@@ -164,12 +189,10 @@ impl Oracle {
     }
 
     /// The director wants something done.
-    pub fn effect(&mut self, effect: &Effect, now: Duration) {
+    pub fn effect(&mut self, effect: &Effect) {
         match effect {
             Effect::Order { worker, order, .. } => self.ordered(*worker, order),
-            Effect::Tell { client, message, payload } => {
-                self.told(*client, message, payload, now);
-            }
+            Effect::Tell { client, message, payload } => self.told(*client, message, payload),
             Effect::Dismiss(worker) => self.left(*worker),
         }
     }
@@ -191,7 +214,7 @@ impl Oracle {
         }
     }
 
-    fn told(&mut self, client: ClientId, message: &ToClient, payload: &Bytes, _now: Duration) {
+    fn told(&mut self, client: ClientId, message: &ToClient, payload: &Bytes) {
         match message {
             ToClient::Accepted { job, .. } => match self.submitting.take() {
                 Some((_, request)) => drop(self.jobs.insert(*job, Job::new(client, request))),
@@ -199,12 +222,26 @@ impl Oracle {
                 None => self.jobs.get_mut(job).into_iter().for_each(|job| job.client = client),
             },
             ToClient::Refused(fault) => {
-                if self.submitting.take_if(|(asked, _)| *asked == client).is_some() {
+                let full = self.full && fault.kind == FaultKind::Storage;
+                if self.submitting.take_if(|(asked, _)| *asked == client).is_some() && !full {
                     self.violated("O-1 once", format!("a job is refused: {fault}"));
                 }
             }
+            ToClient::Event { job, event } if self.replays.contains(&(client, *job)) => {
+                self.replayed(*job, event);
+            }
             ToClient::Event { job, event } => self.happened(*job, event, payload),
             _ => {}
+        }
+    }
+
+    /// What was told of a job's end is told again.
+    fn replayed(&mut self, id: JobId, event: &Event) {
+        let last = matches!(event, Event::Finished { .. } | Event::Failed { .. });
+        let end = self.jobs.get(&id).and_then(|job| job.end.as_ref());
+        if let Some(end) = end.filter(|end| last && *end != event) {
+            let what = format!("{id} ended with {end:?}, and now with {event:?}");
+            self.violated("O-1 once", what);
         }
     }
 
@@ -214,6 +251,9 @@ impl Oracle {
         };
         if job.ended && !job.client_left {
             return self.violated("O-1 once", format!("{id} has ended, but: {event:?}"));
+        }
+        if matches!(event, Event::Finished { .. } | Event::Failed { .. }) {
+            job.end = Some(event.clone());
         }
         let checked = match event {
             Event::Step { .. } => {
@@ -253,6 +293,9 @@ impl Job {
             request,
             client_left: false,
             ended: false,
+            end: None,
+            epoch: None,
+            crashed: false,
             plan: None,
             run: None,
             resume: 0,
@@ -264,22 +307,28 @@ impl Job {
 
     fn started(&mut self, plan: &Plan, resume: Option<Resume>) -> Result<(), Violation> {
         let from = resume.map_or(0, |resume| resume.calls);
-        let last = self.run.as_ref().map(|plan| plan.run.epoch);
-        if last == Some(plan.run.epoch) {
+        let last = self.epoch;
+        if self.ended {
+            return violation("O-1 once", format!("{} starts after its end", plan.run));
+        }
+        if self.run.as_ref().is_some_and(|run| run.run.epoch == plan.run.epoch) {
             let same = self.run.as_ref() == Some(plan) && self.resume == from;
             let what = format!("ranks of {} are told different things", plan.run);
             return if same { Ok(()) } else { violation("O-4 epoch", what) };
         }
-        if last > Some(plan.run.epoch) {
+        if last >= Some(plan.run.epoch) {
             let last = last.unwrap_or(Epoch(0));
             return violation("O-4 epoch", format!("{} starts after {last}", plan.run));
         }
-        let exact = self.request.deterministic && from <= self.calls;
-        if from != self.calls && !exact {
+        let earlier = (self.request.deterministic || self.crashed) && from <= self.calls;
+        if from != self.calls && !earlier {
             let what = format!("{} starts after call {from}, not {}", plan.run, self.calls);
             return violation("O-9 one call", what);
         }
-        self.plan.get_or_insert_with(|| plan.clone());
+        if from == 0 {
+            self.plan = Some(plan.clone()); // nothing is left of what was before
+        }
+        (self.epoch, self.crashed) = (Some(plan.run.epoch), false);
         self.run = Some(plan.clone());
         self.resume = from;
         self.calls = from;
@@ -332,8 +381,11 @@ impl Job {
             }
             return Ok(0.0);
         }
-        let early =
-            |each: &&RecoveryView| !each.exact && each.seconds < REPLACEMENT_PATIENCE.as_secs_f64();
+        // The next coordinator does not know where bands were.
+        let early = |each: &&RecoveryView| {
+            let waited = each.seconds >= REPLACEMENT_PATIENCE.as_secs_f64();
+            !each.exact && !waited && each.fault.kind != FaultKind::ShuttingDown
+        };
         if let Some(early) = recoveries.iter().find(early).filter(|_| self.request.deterministic) {
             let what = format!("{id} is deterministic, and did not wait for its bits: {early:?}");
             return violation("O-2 image", what);

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod coordinator;
+pub mod disk;
 pub mod engine;
 pub mod fault;
 pub mod reference;
@@ -15,8 +16,9 @@ pub mod sampler;
 pub mod scenario;
 pub mod worker;
 
-use self::client::Client;
+use self::client::{Act, Client, Order};
 use self::coordinator::Coordinator;
+use self::disk::Disk;
 use self::engine::Value;
 use self::fault::Remedy;
 use self::scenario::{Scenario, Trigger};
@@ -84,8 +86,8 @@ pub enum Packet {
 /// What happens without a message.
 #[derive(Debug)]
 pub enum Event {
-    /// The coordinator looks at the time.
-    Tick,
+    /// A coordinator's process looks at the time.
+    Tick(u32),
     /// A worker's process wakes up.
     Wake(HostId, u32, Timer),
     /// A worker's process starts.
@@ -93,7 +95,7 @@ pub enum Event {
     /// A worker's process ends of its own.
     Exit(HostId),
     /// A client does what it is to do next.
-    Client(usize),
+    Client(usize, Act),
     /// A fault, by its number.
     Fault(usize),
     /// What a fault did is over.
@@ -231,12 +233,15 @@ impl Simulation {
         let hosts = scenario.machines.len() + 2;
         let network = Network::new(hosts, scenario.latency, random.any());
         let (now, agenda, oracle) = (Duration::ZERO, Agenda::default(), Oracle::default());
-        let world = World { now, agenda, network, oracle, random, trace };
+        let mut world = World { now, agenda, network, oracle, random, trace };
         let workers = (1..).zip(&scenario.machines);
         let workers = workers.map(|(host, it)| Worker::new(host, it.clone(), mutation)).collect();
-        let clients = scenario.jobs.iter().map(|job| Client::new(hosts - 1, job.clone())).collect();
+        let clients = scenario.jobs.iter().enumerate();
+        let client = |(number, job): (usize, &Order)| Client::new(hosts - 1, number, job.clone());
+        let clients = clients.map(client).collect();
         let (messages, events, quiet_at) = (0, 0, Duration::ZERO);
-        let coordinator = Coordinator::default();
+        let disk = scenario.kept.then(Disk::default);
+        let coordinator = Coordinator::start(disk, &mut world);
         Self { world, scenario, coordinator, workers, clients, messages, events, quiet_at }
     }
 
@@ -261,17 +266,12 @@ impl Simulation {
     }
 
     fn begin(&mut self) {
-        let story = format!("{:#?}", self.scenario.jobs.len());
-        self.world.trace.note(Duration::ZERO, || format!("{story} jobs"));
-        for host in [COORDINATOR, self.workers.len() + 1] {
-            self.world.network.start(host);
-        }
-        self.coordinator.start(&mut self.world);
+        self.world.network.start(self.workers.len() + 1);
         for (at, worker) in self.scenario.starts.iter().zip(&self.workers) {
             self.world.agenda.at(*at, Event::Start(worker.host));
         }
-        for (number, client) in self.clients.iter().enumerate() {
-            self.world.agenda.at(client.submits_at(), Event::Client(number));
+        for client in &self.clients {
+            client.begin(&mut self.world);
             self.quiet_at = self.quiet_at.max(client.submits_at());
         }
         for (number, fault) in self.scenario.faults.iter().enumerate() {
@@ -325,10 +325,13 @@ impl Simulation {
             Signal::Message(packet) if host == clients => {
                 let found = self.clients.iter_mut().find(|client| client.is_on(connection));
                 if let (Some(client), Packet::Tell(message, _)) = (found, packet) {
-                    client.told(&message);
+                    client.told(&message, world);
                 }
             }
-            Signal::Closed if host == clients => world.network.close(connection, host, world.now),
+            Signal::Closed if host == clients => {
+                let found = self.clients.iter_mut().find(|client| client.is_on(connection));
+                found.into_iter().for_each(|client| client.lost(world));
+            }
             Signal::Message(packet) => {
                 self.workers[host - 1].received(connection, packet, world);
             }
@@ -349,12 +352,15 @@ impl Simulation {
     fn happen(&mut self, event: Event) {
         let world = &mut self.world;
         match event {
-            Event::Tick => {
+            Event::Tick(process) => {
+                if world.network.process(COORDINATOR) != Some(process) {
+                    return;
+                }
                 let stopped = world.network.stopped_until(COORDINATOR);
                 if stopped > world.now {
-                    return world.agenda.at(stopped, Event::Tick);
+                    return world.agenda.at(stopped, Event::Tick(process));
                 }
-                self.coordinator.tick(world);
+                self.coordinator.tick(process, world);
             }
             Event::Wake(host, process, timer) => {
                 if world.network.process(host) != Some(process) {
@@ -369,7 +375,7 @@ impl Simulation {
             }
             Event::Start(host) => self.start(host),
             Event::Exit(host) => self.exit(host),
-            Event::Client(number) => self.clients[number].act(number, world),
+            Event::Client(number, act) => self.clients[number].act(act, world),
             Event::Fault(number) => self.strike(number),
             Event::Remedy(remedy) => self.remedy(remedy),
             Event::Stray(host, process, value) => {
@@ -392,11 +398,17 @@ impl Simulation {
 
     fn start(&mut self, host: HostId) {
         let world = &mut self.world;
-        if world.network.process(host).is_none() {
-            world.trace.note(world.now, || format!("worker {host} starts"));
-            world.network.start(host);
-            self.workers[host - 1].start(world);
+        if world.network.process(host).is_some() {
+            return;
         }
+        world.trace.note(world.now, || format!("host {host} starts"));
+        if host == COORDINATOR {
+            self.coordinator = Coordinator::start(self.coordinator.disk.take(), world);
+            // What a machine without power did not tell them, keepalive does: a real client has none yet.
+            return self.clients.iter_mut().for_each(|client| client.lost(world));
+        }
+        world.network.start(host);
+        self.workers[host - 1].start(world);
     }
 
     /// Values that were lost with their links come after all, some of them, within seconds.

@@ -1,11 +1,17 @@
-//! A simulated client: submits a job and hears of it, or leaves before its end and asks for it again.
+//! A simulated client: submits a job and follows it to its end as `coordinator/src/client/submission.rs` does, or
+//! leaves before that and asks for the job again.
 
 use super::{COORDINATOR, Event, Packet, World};
 use crate::network::{ConnectionId, HostId, Lane};
-use protocol::JobId;
 use protocol::job::JobRequest;
 use protocol::message::{Event as JobEvent, FromClient, ToClient};
+use protocol::{FaultKind, JobId};
 use std::time::Duration;
+
+/// How often a coordinator that went away is called.
+const CALL_EVERY: Duration = Duration::from_millis(250);
+/// How long a client that left stays away, and one whose job was not taken waits.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// What a client is to do.
 #[derive(Clone, Debug)]
@@ -18,22 +24,44 @@ pub struct Order {
     pub leaves_after: Option<Duration>,
 }
 
+/// What a client does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It submits its job.
+    Submit,
+    /// It leaves, unless the job has ended.
+    Leave,
+    /// It asks for its job.
+    Return,
+}
+
 /// A client.
 #[derive(Debug)]
 pub struct Client {
     host: HostId,
+    number: usize,
     order: Order,
     connection: Option<ConnectionId>,
     job: Option<JobId>,
-    step: u32,
+    kept: bool,
+    left: bool,
     done: bool,
 }
 
 impl Client {
     /// One that has done nothing yet.
     #[must_use]
-    pub fn new(host: HostId, order: Order) -> Self {
-        Self { host, order, connection: None, job: None, step: 0, done: false }
+    pub fn new(host: HostId, number: usize, order: Order) -> Self {
+        let (connection, job, kept, left, done) = (None, None, false, false, false);
+        Self { host, number, order, connection, job, kept, left, done }
+    }
+
+    /// It will do what it is ordered to.
+    pub fn begin(&self, world: &mut World) {
+        world.agenda.at(self.order.at, Event::Client(self.number, Act::Submit));
+        if let Some(after) = self.order.leaves_after {
+            world.agenda.at(self.order.at + after, Event::Client(self.number, Act::Leave));
+        }
     }
 
     /// When it submits its job.
@@ -54,28 +82,35 @@ impl Client {
         self.connection == Some(connection)
     }
 
-    /// Does what comes next: submits, leaves, comes back.
-    pub fn act(&mut self, number: usize, world: &mut World) {
-        self.step += 1;
-        match self.step {
-            1 => {
-                self.ask(FromClient::Submit(Box::new(self.order.request.clone())), world);
-                if let Some(after) = self.order.leaves_after {
-                    world.agenda.at(world.now + after, Event::Client(number));
-                }
+    /// Does what comes next.
+    pub fn act(&mut self, act: Act, world: &mut World) {
+        if self.done {
+            return;
+        }
+        match (act, self.job) {
+            (Act::Submit, _) if self.left => self.done = true,
+            (Act::Submit, _) => {
+                let request = Box::new(self.order.request.clone());
+                self.ask(FromClient::Submit(request), world);
             }
-            2 if !self.done => {
+            (Act::Leave, _) => {
+                self.left = true;
                 if let Some(connection) = self.connection.take() {
                     world.network.close(connection, self.host, world.now);
                 }
-                world.agenda.at(world.now + Duration::from_secs(1), Event::Client(number));
+                self.again(Act::Return, AWAY, world);
             }
-            3 => match self.job {
-                Some(job) => self.ask(FromClient::Follow(job), world),
-                None => self.done = true,
-            },
-            _ => {}
+            (Act::Return, Some(job)) if self.connection.is_none() => {
+                self.ask(FromClient::Follow(job), world);
+            }
+            // It left before it heard its number.
+            (Act::Return, None) => self.done = true,
+            (Act::Return, Some(_)) => {}
         }
+    }
+
+    fn again(&self, act: Act, after: Duration, world: &mut World) {
+        world.agenda.at(world.now + after, Event::Client(self.number, act));
     }
 
     fn ask(&mut self, question: FromClient, world: &mut World) {
@@ -85,14 +120,35 @@ impl Client {
         world.network.send(connection, self.host, question, world.now);
     }
 
+    /// Its connection broke.
+    pub fn lost(&mut self, world: &mut World) {
+        let Some(connection) = self.connection.take().filter(|_| !self.done) else { return };
+        world.network.close(connection, self.host, world.now);
+        match self.job {
+            Some(_) if self.kept || self.left => self.again(Act::Return, CALL_EVERY, world),
+            Some(_) => self.done = true,
+            None => self.again(Act::Submit, AWAY, world),
+        }
+    }
+
     /// The coordinator says something.
-    pub fn told(&mut self, message: &ToClient) {
+    pub fn told(&mut self, message: &ToClient, world: &mut World) {
         match message {
-            ToClient::Accepted { job, .. } => self.job = Some(*job),
-            ToClient::Refused(_)
-            | ToClient::Event {
-                event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, ..
-            } => {
+            ToClient::Accepted { job, kept, .. } => (self.job, self.kept) = (Some(*job), *kept),
+            ToClient::Refused(fault) if fault.kind == FaultKind::Storage => {
+                // A real one gives up; here it is a chance to see that nothing was left behind.
+                self.connection = None;
+                let act = if self.job.is_some() { Act::Return } else { Act::Submit };
+                self.again(act, AWAY, world);
+            }
+            ToClient::Refused(fault) => {
+                if self.kept && !self.left {
+                    let what = format!("a client that comes back is refused: {fault}");
+                    world.oracle.violated("O-1 once", what);
+                }
+                self.done = true;
+            }
+            ToClient::Event { event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, .. } => {
                 self.done = true;
             }
             _ => {}

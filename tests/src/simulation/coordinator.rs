@@ -1,6 +1,7 @@
 //! The coordinator's process: the real [`Director`], and the sessions that its effects go to, as
 //! `coordinator/src/actor/` has them.
 
+use super::disk::Disk;
 use super::{COORDINATOR, Event, Packet, World};
 use crate::network::ConnectionId;
 use coordinator::cluster::failure::{LEASE, TICK};
@@ -9,11 +10,16 @@ use protocol::WorkerId;
 use protocol::message::{FromClient, Greeting, Join};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 /// The coordinator.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Coordinator {
+    /// What it keeps outlives it, if it keeps anything.
+    pub disk: Option<Disk>,
     director: Director,
+    /// Its own time is zero then.
+    started: Duration,
     callers: BTreeMap<ConnectionId, Caller>,
     workers: BTreeMap<WorkerId, ConnectionId>,
     clients: BTreeMap<ClientId, ConnectionId>,
@@ -27,16 +33,35 @@ enum Caller {
 }
 
 impl Coordinator {
-    /// Its process starts.
-    pub fn start(&mut self, world: &mut World) {
-        world.agenda.at(world.now + TICK, Event::Tick);
+    /// Its process starts, and goes on with what is on the disk.
+    #[must_use]
+    pub fn start(disk: Option<Disk>, world: &mut World) -> Self {
+        let process = world.network.start(COORDINATOR);
+        world.agenda.at(world.now + TICK, Event::Tick(process));
+        let unix = world.now.as_secs();
+        let opened = disk.clone().map(|disk| Director::open(disk, unix));
+        let director = opened.map(|opened| opened.expect("the disk can be read"));
+        Self {
+            disk,
+            director: director.unwrap_or_default(),
+            started: world.now,
+            callers: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            // Clients of different processes have different numbers, to be told apart.
+            served: ClientId::from(process) << 32,
+        }
+    }
+
+    fn now(&self, world: &World) -> Duration {
+        world.now - self.started
     }
 
     /// Time has passed.
-    pub fn tick(&mut self, world: &mut World) {
-        self.director.tick(world.now);
+    pub fn tick(&mut self, process: u32, world: &mut World) {
+        self.director.tick(self.now(world));
         self.carry(world);
-        world.agenda.at(world.now + TICK, Event::Tick);
+        world.agenda.at(world.now + TICK, Event::Tick(process));
     }
 
     /// The workers that are members now.
@@ -47,12 +72,12 @@ impl Coordinator {
     /// How many jobs it has that have not ended.
     #[must_use]
     pub fn jobs(&self, world: &World) -> usize {
-        self.director.view(world.now).jobs.len()
+        self.director.view(self.now(world)).jobs.len()
     }
 
     /// Lets a worker, by name, leave.
     pub fn drain(&mut self, worker: &str, world: &mut World) {
-        self.director.drain(ClientId::MAX, worker, world.now);
+        self.director.drain(ClientId::MAX, worker, self.now(world));
         self.carry(world);
     }
 
@@ -61,8 +86,8 @@ impl Coordinator {
         match (packet, self.callers.get(&from).copied()) {
             (Packet::Join(join), None) => self.admit(from, *join, world),
             (Packet::Report(report, payload), Some(Caller::Worker(worker))) => {
-                world.oracle.said(worker, &report, world.now);
-                self.director.worker_said(worker, *report, payload, world.now);
+                world.oracle.said(worker, &report);
+                self.director.worker_said(worker, *report, payload, self.now(world));
             }
             (Packet::Ask(asked), caller) => {
                 let client = match caller {
@@ -83,12 +108,12 @@ impl Coordinator {
             Some(Caller::Worker(worker)) => {
                 self.workers.remove(&worker);
                 world.oracle.left(worker);
-                self.director.worker_left(worker, "its connection broke", world.now);
+                self.director.worker_left(worker, "its connection broke", self.now(world));
             }
             Some(Caller::Client(client)) => {
                 self.clients.remove(&client);
                 world.oracle.client_left(client);
-                self.director.client_left(client, world.now);
+                self.director.client_left(client, self.now(world));
             }
             None => {}
         }
@@ -98,7 +123,7 @@ impl Coordinator {
     fn admit(&mut self, from: ConnectionId, join: Join, world: &mut World) {
         let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let name = join.name.clone();
-        let greeting = match self.director.admit(join, peer, None, world.now) {
+        let greeting = match self.director.admit(join, peer, None, self.now(world)) {
             Ok(worker) => {
                 world.trace.note(world.now, || format!("{worker} ({name}) joined"));
                 world.oracle.joined(worker);
@@ -124,18 +149,20 @@ impl Coordinator {
         match asked {
             FromClient::Submit(request) => {
                 world.oracle.submits(client, &request);
-                self.director.submit(client, *request, 7, world.now);
+                self.director.submit(client, *request, 7, self.now(world));
             }
-            FromClient::Follow(job) => self.director.follow(client, job, world.now),
-            FromClient::Drain(worker) => self.director.drain(client, &worker, world.now),
-            FromClient::Status | FromClient::Netcheck { .. } => {}
+            FromClient::Follow(job) => {
+                world.oracle.follows(client, job);
+                self.director.follow(client, job, self.now(world));
+            }
+            FromClient::Drain(_) | FromClient::Status | FromClient::Netcheck { .. } => {}
         }
     }
 
     /// Does what the director wants done.
     fn carry(&mut self, world: &mut World) {
         for effect in self.director.effects() {
-            world.oracle.effect(&effect, world.now);
+            world.oracle.effect(&effect);
             world.trace.note(world.now, || told(&effect));
             match effect {
                 Effect::Order { worker, order, payload } => {

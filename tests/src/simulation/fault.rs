@@ -84,6 +84,18 @@ pub enum Kind {
         /// For so long.
         time: Duration,
     },
+    /// The coordinator's process, or its machine, is gone; a supervisor starts another one.
+    Crash {
+        /// The machine loses power.
+        power: bool,
+        /// When it is started again.
+        back: Duration,
+    },
+    /// The coordinator's disk is full.
+    Full {
+        /// For so long.
+        time: Duration,
+    },
     /// A worker is to leave; it is started again later.
     Leave {
         /// The worker.
@@ -119,8 +131,10 @@ impl Kind {
 /// The end of what a fault did.
 #[derive(Clone, Debug)]
 pub enum Remedy {
-    /// A worker is started.
+    /// A worker is started, or the coordinator.
     Start(HostId),
+    /// There is room on the coordinator's disk.
+    Room,
     /// A worker computes as fast as before.
     Speed(HostId),
     /// A route carries again.
@@ -179,8 +193,27 @@ impl Simulation {
                 world.network.stop(COORDINATOR, now + time);
                 self.later(Some(time), Remedy::Nothing);
             }
+            Kind::Crash { power, back } => self.crash(power, back),
+            Kind::Full { time } => {
+                self.coordinator.disk.iter().for_each(|disk| disk.fill(true));
+                self.world.oracle.full = true;
+                self.later(Some(time), Remedy::Room);
+            }
             Kind::Leave { host, asked } => self.let_leave(host, asked),
         }
+    }
+
+    fn crash(&mut self, power: bool, back: Duration) {
+        let world = &mut self.world;
+        if world.network.process(COORDINATOR).is_none() {
+            return;
+        }
+        world.network.kill(COORDINATOR, power, world.now);
+        if let Some(disk) = self.coordinator.disk.as_ref().filter(|_| power) {
+            disk.lose_power();
+        }
+        world.oracle.crashed();
+        self.later(Some(back), Remedy::Start(COORDINATOR));
     }
 
     fn let_leave(&mut self, host: HostId, asked: bool) {
@@ -212,6 +245,10 @@ impl Simulation {
             Remedy::Speed(host) => self.workers[host - 1].slow = 1.0,
             Remedy::Mend(route, lanes) => world.network.cut(route, lanes, false, world.now),
             Remedy::Hasten((from, to)) => world.network.delay(from, to, Duration::ZERO),
+            Remedy::Room => {
+                self.coordinator.disk.iter().for_each(|disk| disk.fill(false));
+                world.oracle.full = false;
+            }
             Remedy::Nothing => {}
         }
     }

@@ -33,6 +33,8 @@ pub struct Scenario {
     pub latency: Latency,
     /// Whether values whose link is no more may come after all.
     pub strays: bool,
+    /// Whether the coordinator keeps its jobs.
+    pub kept: bool,
 }
 
 /// When a fault strikes.
@@ -51,14 +53,15 @@ impl Scenario {
         let row = ms(random.pick(&[1, 4, 10, 30, 120]));
         let machines = (0..workers).map(|_| machine(row, random)).collect();
         let starts = (0..workers).map(|_| starts(random)).collect();
+        let kept = random.chance(50);
         let faults = 0..random.below(FAULTS_MAX + 1);
-        let faults: Vec<Fault> = faults.map(|_| fault(workers, random)).collect();
+        let faults: Vec<Fault> = faults.map(|_| fault((workers, kept), random)).collect();
         let stays = |host: &usize| !faults.iter().any(|fault| fault.kind.loses(*host));
         let staying = (1..=workers).filter(stays).count();
         let jobs = (0..1 + random.below(3)).map(|_| order(staying, random)).collect();
         let longest = ms(random.pick(&[1, 5, 20, 60]));
         let latency = (Duration::from_micros(50), longest);
-        Self { machines, starts, jobs, faults, latency, strays: random.chance(50) }
+        Self { machines, starts, jobs, faults, latency, strays: random.chance(50), kept }
     }
 
     /// How many workers or routes stay broken for good.
@@ -142,13 +145,22 @@ fn request(workers: Option<u16>, random: &mut Random) -> JobRequest {
     }
 }
 
-fn fault(workers: usize, random: &mut Random) -> Fault {
+fn fault((workers, kept): (usize, bool), random: &mut Random) -> Fault {
     let trigger = if random.chance(60) {
         Trigger::Message(1 + random.below(MESSAGES))
     } else {
         Trigger::At(random.between(Duration::ZERO, ms(8000)))
     };
-    Fault { trigger, kind: kind(workers, random) }
+    let kind = if kept && random.chance(20) { of_keeper(random) } else { kind(workers, random) };
+    Fault { trigger, kind }
+}
+
+/// What goes wrong with a coordinator that keeps its jobs.
+fn of_keeper(random: &mut Random) -> Kind {
+    match random.below(3) {
+        0 => Kind::Full { time: span(random) },
+        _ => Kind::Crash { power: random.chance(30), back: span(random).min(ms(20_000)) },
+    }
 }
 
 /// The first worker is never lost for good, so that there is one to render.
