@@ -12,7 +12,10 @@ mod view;
 mod workers;
 
 pub use keeping::{GATHER_PATIENCE, STORE_PAUSE};
-pub use recovery::{EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, REPLACEMENT_PATIENCE};
+pub use recovery::{
+    EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, GROW_CALLS_MIN, GROW_PAUSE,
+    REPLACEMENT_PATIENCE,
+};
 
 use crate::cluster::failure::Leases;
 use crate::cluster::pulse::Pulses;
@@ -20,7 +23,7 @@ use crate::cluster::registry::Registry;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::{Queue, Waiting};
 use crate::job::state::RunState;
-use crate::job::store::Store;
+use crate::job::store::{Keep, Store};
 use bytes::Bytes;
 use keeping::Unstored;
 use measuring::Checking;
@@ -71,7 +74,7 @@ pub struct Director {
     active: Option<Active>,
     checking: Option<Checking>,
     drains: Vec<(WorkerId, ClientId)>,
-    store: Store,
+    store: Box<dyn Keep>,
     /// What the store has not taken yet.
     unstored: Vec<Unstored>,
     store_rests_until: Duration,
@@ -102,6 +105,10 @@ struct Active {
     exact: Option<Checkpoint>,
     /// Set while it is broken off.
     broken: Option<Broken>,
+    /// How many ranks it had at first.
+    first_ranks: usize,
+    /// When its present run began.
+    run_began: Duration,
     /// How often in a row it broke off without a call done in between.
     futile: u32,
 }
@@ -119,12 +126,12 @@ impl Active {
 impl Default for Director {
     /// One that keeps nothing.
     fn default() -> Self {
-        Self::of(Store::in_memory(), 0)
+        Self::of(Box::new(Store::in_memory()), 0)
     }
 }
 
 impl Director {
-    fn of(store: Store, unix: u64) -> Self {
+    fn of(store: Box<dyn Keep>, unix: u64) -> Self {
         Self {
             now: Duration::ZERO,
             unix,
@@ -173,6 +180,7 @@ impl Director {
     pub fn tick(&mut self, now: Duration) {
         self.now = now;
         self.end_overdue_measurement();
+        self.end_overdue_runs();
         for worker in self.leases.expired(now) {
             self.dismiss(worker, "it was silent for longer than its lease");
         }

@@ -37,6 +37,8 @@ struct Member {
     /// As computed in jobs; None before the first.
     speed: Option<u64>,
     busy: Option<(RunId, Rank)>,
+    /// By when it must have ended that, if it was told to stop.
+    stops_by: Option<Duration>,
     draining: bool,
 }
 
@@ -65,10 +67,22 @@ impl Registry {
             address.set_ip(peer);
         }
         let (resident_bytes, speed) = (join.resident_bytes, None);
-        let (busy, draining) = (None, false);
-        let member = Member { join, address, identity, resident_bytes, speed, busy, draining };
+        let (busy, stops_by, draining) = (None, None, false);
+        let member =
+            Member { join, address, identity, resident_bytes, speed, busy, stops_by, draining };
         self.members.insert(worker, member);
         Ok(worker)
+    }
+
+    /// The earlier session of the process that `worker` is, if it is not known to have ended: only one can be
+    /// reached at an address.
+    #[must_use]
+    pub fn predecessor(&self, worker: WorkerId) -> Option<WorkerId> {
+        let own = self.members.get(&worker)?;
+        let same = |(id, member): &(&WorkerId, &Member)| {
+            **id != worker && (member.address, member.identity) == (own.address, own.identity)
+        };
+        self.members.iter().find(same).map(|(id, _)| *id)
     }
 
     /// A worker left; its name and address, if it was there.
@@ -228,7 +242,7 @@ impl Registry {
     /// `worker` starts on a run.
     pub fn assign(&mut self, worker: WorkerId, run: RunId, rank: Rank) {
         if let Some(member) = self.members.get_mut(&worker) {
-            member.busy = Some((run, rank));
+            (member.busy, member.stops_by) = (Some((run, rank)), None);
         }
     }
 
@@ -244,6 +258,26 @@ impl Registry {
         let on_it = |member: &Member| member.busy.is_some_and(|(busy, _)| busy == run);
         let busy = self.members.iter().filter(|(_, member)| on_it(member));
         busy.map(|(worker, _)| *worker).collect()
+    }
+
+    /// The workers that are busy with `run` are told to stop, and must have by then; which they are.
+    pub fn stop(&mut self, run: RunId, by: Duration) -> Vec<WorkerId> {
+        let busy = self.busy_with(run);
+        for worker in &busy {
+            if let Some(member) = self.members.get_mut(worker) {
+                member.stops_by = Some(by);
+            }
+        }
+        busy
+    }
+
+    /// The workers that were told to stop, and did not in time.
+    #[must_use]
+    pub fn overdue(&self, now: Duration) -> Vec<WorkerId> {
+        let overdue =
+            |member: &Member| member.busy.is_some() && member.stops_by.is_some_and(|by| by <= now);
+        let members = self.members.iter().filter(|(_, member)| overdue(member));
+        members.map(|(worker, _)| *worker).collect()
     }
 
     /// `worker` is done with `run`.

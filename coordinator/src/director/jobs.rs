@@ -10,7 +10,7 @@ use bytes::Bytes;
 use protocol::job::{JobRequest, JobSpec, Mode};
 use protocol::message::{Event, RecoveryView, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
-use protocol::{Epoch, Fault, FaultKind, JobId, Rank, RunId};
+use protocol::{Epoch, Fault, FaultKind, JobId, Rank};
 use std::time::Duration;
 
 impl Director {
@@ -180,8 +180,17 @@ impl Director {
         let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, self.now, carried);
-        let (exact, broken, futile) = (None, None, 0);
-        self.active = Some(Active { asked, run, reason, pulses, exact, broken, futile });
+        self.active = Some(Active {
+            first_ranks: run.plan().world_size(),
+            run_began: self.now,
+            asked,
+            run,
+            reason,
+            pulses,
+            exact: None,
+            broken: None,
+            futile: 0,
+        });
     }
 
     pub(super) fn started(&self, plan: &Plan, reason: String) -> Event {
@@ -265,6 +274,7 @@ impl Director {
         }
         self.store_checkpoint();
         self.report_slow();
+        self.grow();
     }
 
     fn finish(&mut self, event: Event, image: Bytes) {
@@ -286,23 +296,16 @@ impl Director {
     pub(super) fn fail(&mut self, fault: Fault) {
         let Some(active) = self.active.take() else { return };
         tracing::warn!("{} failed: {fault}", active.job());
-        self.abort(active.run_id(), &fault);
+        self.stop_run(active.run_id(), active.run.longest_call(), &fault);
         self.end(active.job(), vec![Event::Failed { fault }], Bytes::new());
         self.go_on();
-    }
-
-    /// Ends a run wherever it is rendered.
-    pub(super) fn abort(&mut self, run: RunId, fault: &Fault) {
-        for worker in self.registry.busy_with(run) {
-            self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
-        }
     }
 
     pub(super) fn end_all_jobs(&mut self) {
         let fault = Fault::new(FaultKind::ShuttingDown, "the coordinator is shutting down");
         if self.store.is_kept() {
             if let Some(active) = self.active.take() {
-                self.abort(active.run_id(), &fault);
+                self.stop_run(active.run_id(), active.run.longest_call(), &fault);
             }
             return;
         }

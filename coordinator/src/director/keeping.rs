@@ -6,7 +6,7 @@
 use super::{ClientId, Director};
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
-use crate::job::store::{Outcome, Store, StoreError, StoredJob};
+use crate::job::store::{Keep, Outcome, StoreError, StoredJob};
 use bytes::{BufMut, Bytes, BytesMut};
 use protocol::job::JobRequest;
 use protocol::message::{Event, ToClient};
@@ -38,12 +38,12 @@ impl Director {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn open(store: Store, unix: u64) -> Result<Self, StoreError> {
+    pub fn open(store: impl Keep + 'static, unix: u64) -> Result<Self, StoreError> {
         let unfinished = store.unfinished()?;
         for (job, fault) in &unfinished.unreadable {
             tracing::warn!("{job} waits for another release: {fault}");
         }
-        let mut director = Self::of(store, unix);
+        let mut director = Self::of(Box::new(store), unix);
         let begun = unfinished.jobs.iter().any(|stored| stored.run.is_some());
         director.gathering_until = if begun { GATHER_PATIENCE } else { Duration::ZERO };
         for stored in unfinished.jobs {

@@ -63,9 +63,7 @@ impl Director {
             let failed = link.figures.as_ref().err().cloned();
             self.answer(client, ToClient::Link(Box::new(link)));
             if let Some(fault) = failed {
-                for worker in self.registry.busy_with(run) {
-                    self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
-                }
+                self.stop_run(run, Duration::ZERO, &fault);
             }
         }
         self.measure_next();

@@ -11,7 +11,7 @@ use crate::cluster::pulse::Pulses;
 use crate::cluster::registry::BROKEN_FOR;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
-use crate::planner::{self, Candidate, Placed, Wish};
+use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
 use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
@@ -25,11 +25,16 @@ use std::time::Duration;
 pub const EXPLANATION_PATIENCE: Duration = LEASE.saturating_add(Duration::from_millis(200));
 /// How long those that are left may take to end their part of the run: they do at their next exchange, or where
 /// there is none after the call, for which they are given as long as the longest so far. Whoever is
-/// still at it then has no part in what follows.
+/// still at it then has no part in what follows, and is taken for lost.
 pub const FREE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job that is to keep its bits waits for another worker: that a supervisor starts it again, and it
 /// loads its model.
 pub const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(60);
+/// A job that lost workers takes others in if it has so many calls to go: the one that is synchronous for it, and some
+/// that are faster for it.
+pub const GROW_CALLS_MIN: u32 = 5;
+/// And not before its run is so old: workers that come back, come one after the other.
+pub const GROW_PAUSE: Duration = Duration::from_secs(1);
 /// How often in a row a job may break off without a call done: whatever it is, it will not pass.
 pub const FUTILE_MAX: u32 = 5;
 
@@ -77,7 +82,7 @@ impl Director {
                 });
                 let run = active.run_id();
                 tracing::warn!("{run} broke off: {fault}");
-                self.abort(run, &fault);
+                self.stop_run(run, longest, &fault);
             }
         }
         self.go_on();
@@ -154,7 +159,7 @@ impl Director {
         let since = active.broken.as_ref().map_or(self.now, |broken| broken.since);
         // If all are gone it was this process, or its network: they come back one after the other.
         let nobody = !candidates.iter().any(was_there);
-        if nobody && candidates.len() < old.world_size() && self.now < since + GATHER_PATIENCE {
+        if nobody && candidates.len() < active.first_ranks && self.now < since + GATHER_PATIENCE {
             return Ok(None);
         }
         if request.deterministic && self.now < since + REPLACEMENT_PATIENCE {
@@ -222,7 +227,8 @@ impl Director {
         let latents = active.asked.request.stream_latents;
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, active.run.started(), (from, tally));
-        self.active = Some(Active { run, reason, pulses, ..active });
+        let run_began = self.now;
+        self.active = Some(Active { run, reason, pulses, run_began, ..active });
     }
 
     /// Gives a busy worker's part to others, if there are any and the job need not keep its bits.
@@ -237,6 +243,34 @@ impl Director {
         let spares = self.registry.idle().len();
         if others + spares > 0 && !active.asked.request.deterministic {
             let cause = format!("the worker {} leaves, and hands its band over", leaving.name);
+            self.break_off(Fault::new(FaultKind::Replanned, cause));
+        }
+    }
+
+    /// Shares a job that lost workers anew if there are others for it again, unless it is to keep its bits or is
+    /// nearly done.
+    pub(super) fn grow(&mut self) {
+        let Some(active) = self.active.as_ref().filter(|active| active.broken.is_none()) else {
+            return;
+        };
+        let ranks = active.run.plan().world_size();
+        let left = active.run.checkpoint().map_or(0, |from| from.of - from.calls);
+        let wants = ranks < active.first_ranks
+            && !active.asked.request.deterministic
+            && left >= GROW_CALLS_MIN
+            && self.now >= active.run_began + GROW_PAUSE;
+        if !wants {
+            return;
+        }
+        let members = &active.run.plan().members;
+        let takes_part = |each: &Candidate| members.iter().any(|m| m.worker == each.worker);
+        let (mut all, idle) = (self.registry.candidates(), self.registry.idle());
+        all.retain(|each| takes_part(each) || idle.contains(each));
+        let links = self.registry.broken(self.now);
+        let all = fabrics::connected(all, &active.asked.request.fabrics, &links);
+        let came = all.iter().find(|each| !takes_part(each)).filter(|_| all.len() > ranks);
+        if let Some(came) = came {
+            let cause = format!("{} can take part again: bands are shared anew", came.name);
             self.break_off(Fault::new(FaultKind::Replanned, cause));
         }
     }

@@ -1,11 +1,11 @@
 //! Workers that come, tell of themselves, leave and are lost.
 
-use super::{Director, Effect, because, run_of};
+use super::{Director, Effect, FREE_PATIENCE, because, run_of};
 use crate::cluster::pulse::{STALL_CALLS, STALL_MIN, STALL_UNKNOWN, Stall};
 use bytes::Bytes;
 use protocol::identity::Fingerprint;
 use protocol::message::{Join, Pulse, ToClient, ToCoordinator, ToWorker};
-use protocol::{Fault, FaultKind, Rank, WorkerId};
+use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -29,6 +29,9 @@ impl Director {
         let worker = self.registry.admit(join, peer, identity)?;
         tracing::info!("{worker} ({name}) joined");
         self.leases.renew(worker, now);
+        if let Some(before) = self.registry.predecessor(worker) {
+            self.dismiss(before, "it joined again");
+        }
         self.go_on();
         Ok(worker)
     }
@@ -146,6 +149,21 @@ impl Director {
                 self.break_off(Fault::new(FaultKind::WorkerLost, cause).on(rank));
             }
             _ => self.go_on(),
+        }
+    }
+
+    /// Tells all that are at `run` to stop. Who has not after [`FREE_PATIENCE`] or twice the `longest` call of
+    /// the run is taken for lost: it may hang, and jobs would wait for it.
+    pub(super) fn stop_run(&mut self, run: RunId, longest: Duration, fault: &Fault) {
+        for worker in self.registry.stop(run, self.now + FREE_PATIENCE.max(longest * 2)) {
+            self.order(worker, ToWorker::Abort { run, fault: fault.clone() });
+        }
+    }
+
+    /// Takes those for lost that do not stop what they were told to.
+    pub(super) fn end_overdue_runs(&mut self) {
+        for worker in self.registry.overdue(self.now) {
+            self.dismiss(worker, "it did not stop in time what it was told to stop");
         }
     }
 

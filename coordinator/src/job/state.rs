@@ -251,9 +251,13 @@ impl RunState {
         let values = size(geometry.channels) * size(geometry.columns) * rows;
         let tensors = 1 + usize::from(step.history);
         check_len(step.rank, step.latent.len(), values * tensors * VALUE_BYTES)?;
+        let reports = self.plan.reports(step.rank);
         let steps = self.steps.entry(call).or_default();
         steps.push(step);
-        self.keep(call)?;
+        // A rank that reports no rows may be late: those that do can be past this call already.
+        if reports && let Some(checkpoint) = self.checkpoint_after(call, &self.steps[&call])? {
+            self.checkpoint = Some(checkpoint);
+        }
         if self.steps.get(&call).is_none_or(|steps| steps.len() < self.ranks.len()) {
             return Ok(None);
         }
@@ -268,21 +272,20 @@ impl RunState {
         self.tally.calls += 1;
         self.tally.seconds += seconds;
         self.tally.displaced += u32::from(displaced);
-        let latent = self.checkpoint.as_ref().filter(|_| self.stream_latents);
-        let payload = latent.map(Checkpoint::latent).unwrap_or_default();
+        let shown = if self.stream_latents { self.checkpoint_after(call, &steps)? } else { None };
+        let payload = shown.as_ref().map(Checkpoint::latent).unwrap_or_default();
         let change = steps.iter().find_map(|step| step.change);
         let (call, calls) = (call + 1, self.calls);
         let event = Event::Step { call, calls, seconds, waited, displaced, change };
         Ok(Some((event, payload)))
     }
 
-    /// Makes a checkpoint of what was reported after `call`, once every row was.
-    fn keep(&mut self, call: u32) -> Result<(), Fault> {
-        let Some(steps) = self.steps.get(&call) else { return Ok(()) };
+    /// The checkpoint that was reported after `call`, once every row was.
+    fn checkpoint_after(&self, call: u32, steps: &[Step]) -> Result<Option<Checkpoint>, Fault> {
         let ranks = self.plan.ranks().filter(|rank| self.plan.reports(*rank));
         let reported = ranks.map(|rank| steps.iter().find(|step| step.rank == rank));
-        let Some(reported) = reported.collect::<Option<Vec<&Step>>>() else { return Ok(()) };
-        let Some(history) = reported.first().map(|step| step.history) else { return Ok(()) };
+        let Some(reported) = reported.collect::<Option<Vec<&Step>>>() else { return Ok(None) };
+        let Some(history) = reported.first().map(|step| step.history) else { return Ok(None) };
         if let Some(other) = reported.iter().find(|step| step.history != history) {
             let cause = format!("its sampler remembers {} tensors, not {history}", other.history);
             return Err(Fault::new(FaultKind::Protocol, cause).on(other.rank));
@@ -292,8 +295,7 @@ impl RunState {
             .map(|step| Some((self.plan.member(step.rank)?.band, &step.latent)))
             .collect();
         let planes = Checkpoint::planes_of(self.plan.geometry, history, &bands.unwrap_or_default());
-        self.checkpoint = Some(Checkpoint { calls: call + 1, of: self.calls, history, planes });
-        Ok(())
+        Ok(Some(Checkpoint { calls: call + 1, of: self.calls, history, planes }))
     }
 
     /// Counts the calls in which ranks were slow. The first of a run also warms caches up.

@@ -15,10 +15,12 @@
 
 mod disk;
 mod error;
+mod keep;
 #[cfg(test)]
 mod tests;
 
 pub use error::StoreError;
+pub use keep::Keep;
 
 use bytes::Bytes;
 use protocol::codec::{decode_body, encode_body};

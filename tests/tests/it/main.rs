@@ -10,4 +10,5 @@ mod golden_single;
 mod gpu;
 mod parity;
 mod resume;
+mod simulation;
 mod tidy;

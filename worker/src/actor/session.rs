@@ -22,6 +22,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 
 /// How long the coordinator may take to answer: it greets before it does anything else.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to see whether the compute thread is free, before the coordinator is called again.
+const FREE_LOOK: Duration = Duration::from_millis(50);
 /// How many times a lease is renewed in its time: three renewals may be late.
 const RENEWALS: u32 = 4;
 
@@ -116,10 +118,27 @@ pub async fn join(
             tracing::warn!("{cause}; calling it again until it is there");
             reported = cause;
         }
+        let rest = async {
+            sleep(backoff.pause()).await;
+            free(&engine).await;
+        };
         tokio::select! {
-            () = sleep(backoff.pause()) => {}
+            () = rest => {}
             () = wanted(&mut leave) => return Ok(()),
         }
+    }
+}
+
+/// Waits until nothing is computed here for a session that has ended: whoever lets this worker in counts on
+/// it at once, and one whose computation hangs for good must stay out.
+async fn free(engine: &Engine) {
+    let Some(pulse) = engine.pulse() else { return };
+    tracing::warn!(
+        "{} is still being computed; the coordinator is called when it is not",
+        pulse.run
+    );
+    while engine.pulse().is_some() {
+        sleep(FREE_LOOK).await;
     }
 }
 
