@@ -114,6 +114,8 @@ pub(super) fn failed(peer: Rank, error: &StreamError) -> LinkError {
     let cause = error.to_string();
     match error {
         StreamError::Frame(_) => LinkError::Protocol { peer, cause },
-        StreamError::Io(_) | StreamError::Truncated { .. } => LinkError::Closed { peer, cause },
+        StreamError::Io(_) | StreamError::Truncated { .. } | StreamError::Stalled(_) => {
+            LinkError::Closed { peer, cause }
+        }
     }
 }
