@@ -147,6 +147,12 @@ impl Director {
         // Whoever was at it comes first: it has the fewest bands to move.
         let was_there = |each: &Candidate| old.members.iter().any(|m| m.worker == each.worker);
         candidates.sort_by_key(|each| !was_there(each));
+        candidates.retain(|each| !active.failed_on.contains(&each.worker));
+        if let Some(broken) = active.broken.as_ref().filter(|_| !active.failed_on.is_empty())
+            && !self.others(active)
+        {
+            return Err(broken.fault.clone());
+        }
         let Some(card) = self.registry.model().filter(|_| !candidates.is_empty()) else {
             return Ok(None);
         };
