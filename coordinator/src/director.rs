@@ -4,6 +4,7 @@
 //! fetched as [`Effect`]s. Sockets, actors and the clock are in [`actor`](crate::actor); a test can put
 //! a whole cluster around it in one thread.
 
+mod ailing;
 mod jobs;
 mod keeping;
 mod measuring;
@@ -11,6 +12,7 @@ mod recovery;
 mod view;
 mod workers;
 
+pub use ailing::REST;
 pub use keeping::{GATHER_PATIENCE, STORE_PAUSE};
 pub use recovery::{
     EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, GROW_CALLS_MIN, GROW_PAUSE,
@@ -74,6 +76,8 @@ pub struct Director {
     active: Option<Active>,
     checking: Option<Checking>,
     drains: Vec<(WorkerId, ClientId)>,
+    /// Until when workers on which a computation failed get no work.
+    resting: BTreeMap<WorkerId, Duration>,
     store: Box<dyn Keep>,
     /// What the store has not taken yet.
     unstored: Vec<Unstored>,
@@ -111,6 +115,8 @@ struct Active {
     run_began: Duration,
     /// How often in a row it broke off without a call done in between.
     futile: u32,
+    /// The workers on which its computation failed.
+    failed_on: Vec<WorkerId>,
 }
 
 impl Active {
@@ -142,6 +148,7 @@ impl Director {
             active: None,
             checking: None,
             drains: Vec::new(),
+            resting: BTreeMap::new(),
             store,
             unstored: Vec::new(),
             store_rests_until: Duration::ZERO,
@@ -185,6 +192,7 @@ impl Director {
             self.dismiss(worker, "it was silent for longer than its lease");
         }
         self.look_for_stalls();
+        self.resting.retain(|_, until| now < *until);
         self.store_ends();
         self.go_on();
     }

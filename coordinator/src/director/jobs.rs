@@ -113,9 +113,10 @@ impl Director {
         self.tell_waiting();
     }
 
-    /// The workers that can be given something: idle, and not cut off from each other.
+    /// The workers that can be given something: idle, rested and not cut off from each other.
     pub(super) fn candidates(&self, request: &JobRequest) -> Vec<Candidate> {
-        fabrics::connected(self.registry.idle(), &request.fabrics, &self.registry.broken(self.now))
+        let idle = self.rested(self.registry.idle(), request);
+        fabrics::connected(idle, &request.fabrics, &self.registry.broken(self.now))
     }
 
     /// A plan for the next job.
@@ -150,7 +151,7 @@ impl Director {
         }
         let Some(mut asked) = self.queue.pop() else { return };
         let job = asked.job;
-        let left_out = self.registry.idle().len() - plan.world_size();
+        let left_out = self.candidates(&request).len().saturating_sub(plan.world_size());
         tracing::info!("{job} starts on {} workers: {reason}", plan.world_size());
         let started = self.started(&plan, reason.clone());
         self.tell(job, started, Bytes::new());
@@ -190,6 +191,7 @@ impl Director {
             exact: None,
             broken: None,
             futile: 0,
+            failed_on: Vec::new(),
         });
     }
 
@@ -236,9 +238,13 @@ impl Director {
         let now = self.now;
         let Some(active) = &mut self.active else { return };
         let job = active.job();
+        let worker = active.run.plan().member(rank).map(|member| member.worker);
         match message {
-            ToCoordinator::Failed { fault, .. } if breaks_off(&fault) => self.break_off(fault),
-            ToCoordinator::Failed { fault, .. } => self.fail(fault),
+            ToCoordinator::Failed { fault, .. } => match (fault.kind, worker) {
+                (FaultKind::WorkerLost | FaultKind::PeerLost, _) => self.break_off(fault),
+                (FaultKind::Compute, Some(worker)) => self.ail(worker, fault),
+                _ => self.fail(fault),
+            },
             ToCoordinator::Aborted { .. } => self.go_on(),
             message => match active.run.handle(rank, message, payload, now) {
                 Ok(due) => {
@@ -296,6 +302,10 @@ impl Director {
     pub(super) fn fail(&mut self, fault: Fault) {
         let Some(active) = self.active.take() else { return };
         tracing::warn!("{} failed: {fault}", active.job());
+        if fault.kind == FaultKind::Compute {
+            // Wherever it was tried: it was the job, then, and not they.
+            self.resting.retain(|worker, _| !active.failed_on.contains(worker));
+        }
         self.stop_run(active.run_id(), active.run.longest_call(), &fault);
         self.end(active.job(), vec![Event::Failed { fault }], Bytes::new());
         self.go_on();
@@ -345,9 +355,4 @@ fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>) -> RecoveryView {
         // Where bands were is not kept; they matter where values are displaced.
         exact: plan.spec.mode == Mode::FullSync && calls == 0,
     }
-}
-
-/// Whether a run that failed so is gone on with elsewhere: what a worker cannot compute another could not.
-fn breaks_off(fault: &Fault) -> bool {
-    matches!(fault.kind, FaultKind::WorkerLost | FaultKind::PeerLost)
 }

@@ -152,6 +152,12 @@ impl Director {
         // Whoever was at it comes first: it has the fewest bands to move.
         let was_there = |each: &Candidate| old.members.iter().any(|m| m.worker == each.worker);
         candidates.sort_by_key(|each| !was_there(each));
+        candidates.retain(|each| !active.failed_on.contains(&each.worker));
+        if let Some(broken) = active.broken.as_ref().filter(|_| !active.failed_on.is_empty())
+            && !self.others(active)
+        {
+            return Err(broken.fault.clone());
+        }
         let Some(card) = self.registry.model().filter(|_| !candidates.is_empty()) else {
             return Ok(None);
         };
@@ -264,7 +270,9 @@ impl Director {
         }
         let members = &active.run.plan().members;
         let takes_part = |each: &Candidate| members.iter().any(|m| m.worker == each.worker);
-        let (mut all, idle) = (self.registry.candidates(), self.registry.idle());
+        let mut idle = self.registry.idle();
+        idle.retain(|each| !self.resting.contains_key(&each.worker));
+        let mut all = self.registry.candidates();
         all.retain(|each| takes_part(each) || idle.contains(each));
         let links = self.registry.broken(self.now);
         let all = fabrics::connected(all, &active.asked.request.fabrics, &links);

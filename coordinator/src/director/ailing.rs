@@ -1,0 +1,159 @@
+//! Workers on which a computation failed: for want of memory, say.
+//!
+//! - **R-6 culprit**: a job goes on without the worker on which its computation failed, and fails once there is no
+//!   other. Until then it is the worker's fault, which gets no work for a while: it would fail one job after
+//!   the other, and sooner than the others render any.
+
+use super::{Active, Director};
+use crate::planner::{Candidate, Wish};
+use protocol::job::JobRequest;
+use protocol::{Fault, WorkerId};
+use std::time::Duration;
+
+/// How long such a worker gets no work, if others are there: what it lacked may have been given back by then, and
+/// if not that costs a job one call.
+pub const REST: Duration = Duration::from_secs(60);
+
+impl Director {
+    /// The computation of the running job failed on `worker`.
+    pub(super) fn ail(&mut self, worker: WorkerId, fault: Fault) {
+        let until = self.now + REST;
+        let Some(active) = &mut self.active else { return };
+        active.failed_on.push(worker);
+        self.resting.insert(worker, until);
+        tracing::warn!("{worker} gets no work for {} s: {fault}", REST.as_secs());
+        let Some(active) = &self.active else { return };
+        if self.others(active) {
+            self.break_off(fault);
+        } else {
+            self.fail(fault);
+        }
+    }
+
+    /// Whether there are workers on which the job has not failed.
+    pub(super) fn others(&self, active: &Active) -> bool {
+        self.registry.candidates().iter().any(|each| !active.failed_on.contains(&each.worker))
+    }
+
+    /// Those of `idle` that do not rest, if a job can have enough of them.
+    pub(super) fn rested(&self, idle: Vec<Candidate>, request: &JobRequest) -> Vec<Candidate> {
+        let rests = |each: &&Candidate| !self.resting.contains_key(&each.worker);
+        let rested: Vec<Candidate> = idle.iter().filter(rests).cloned().collect();
+        let enough = rested.len() >= Wish::from(request).fewest().into();
+        if enough { rested } else { idle }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::director::Effect;
+    use crate::planner::tests::{card, request};
+    use bytes::Bytes;
+    use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
+    use protocol::plan::Offer;
+    use protocol::{FaultKind, RunId};
+    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+    const CLIENT: u64 = 1;
+    const START: Duration = Duration::from_secs(1);
+
+    fn cluster(workers: u16) -> (Director, Vec<WorkerId>) {
+        let mut director = Director::default();
+        let peer = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let join = |number: u16| Join {
+            name: format!("w{number}"),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 5000 + number)),
+            offers: vec![Offer::Tcp],
+            lacks: Vec::new(),
+            model: card(),
+            threads: 1,
+            kernels: "portable".to_owned(),
+            resident_bytes: 1,
+            speed: 1000,
+            free_bytes: 8 << 30,
+        };
+        let workers =
+            (0..workers).map(|number| director.admit(join(number), peer, None, START).unwrap());
+        let workers = workers.collect();
+        (director, workers)
+    }
+
+    fn submit(director: &mut Director) -> Vec<(WorkerId, RunId)> {
+        director.submit(CLIENT, request(), 7, START);
+        started(&director.effects())
+    }
+
+    fn started(effects: &[Effect]) -> Vec<(WorkerId, RunId)> {
+        let start = |effect: &Effect| match effect {
+            Effect::Order { worker, order, .. } => match &**order {
+                ToWorker::Start { plan, .. } => Some((*worker, plan.run)),
+                _ => None,
+            },
+            _ => None,
+        };
+        effects.iter().filter_map(start).collect()
+    }
+
+    fn failed(effects: &[Effect]) -> bool {
+        effects.iter().any(|effect| match effect {
+            Effect::Tell { message, .. } => {
+                matches!(&**message, ToClient::Event { event: Event::Failed { .. }, .. })
+            }
+            _ => false,
+        })
+    }
+
+    /// The computation of `run` fails on `worker`, and ends on the others.
+    fn fail(
+        director: &mut Director,
+        (worker, run): (WorkerId, RunId),
+        others: &[WorkerId],
+    ) -> Vec<Effect> {
+        let fault = Fault::new(FaultKind::Compute, "no memory");
+        let mut said = |worker, message| director.worker_said(worker, message, Bytes::new(), START);
+        said(worker, ToCoordinator::Failed { run, fault });
+        others.iter().for_each(|other| said(*other, ToCoordinator::Aborted { run }));
+        director.effects()
+    }
+
+    #[test]
+    fn r6_a_job_goes_on_without_the_worker_it_failed_on_and_so_do_the_next() {
+        let (mut director, workers) = cluster(3);
+        let parts = submit(&mut director);
+        assert_eq!(parts.len(), 3);
+        let effects = fail(&mut director, (workers[1], parts[0].1), &[workers[0], workers[2]]);
+        let parts = started(&effects);
+        let on: Vec<WorkerId> = parts.iter().map(|(worker, _)| *worker).collect();
+        assert_eq!(on, [workers[0], workers[2]]);
+
+        director.client_left(CLIENT, START);
+        let run = parts[0].1;
+        for worker in on.iter().copied() {
+            director.worker_said(worker, ToCoordinator::Aborted { run }, Bytes::new(), START);
+        }
+        let on: Vec<WorkerId> = submit(&mut director).iter().map(|(worker, _)| *worker).collect();
+        assert_eq!(on, [workers[0], workers[2]], "the other one rests");
+    }
+
+    #[test]
+    fn r6_a_job_that_failed_on_all_workers_fails_and_none_of_them_rests() {
+        let (mut director, workers) = cluster(2);
+        let parts = submit(&mut director);
+        let effects = fail(&mut director, (workers[0], parts[0].1), &[workers[1]]);
+        assert!(!failed(&effects));
+        let parts = started(&effects);
+        assert_eq!(parts.len(), 1);
+        assert!(failed(&fail(&mut director, parts[0], &[])));
+        assert_eq!(submit(&mut director).len(), 2);
+    }
+
+    #[test]
+    fn r6_whoever_rests_is_better_than_nobody() {
+        let (mut director, workers) = cluster(1);
+        let parts = submit(&mut director);
+        assert!(failed(&fail(&mut director, parts[0], &[])));
+        director.resting.insert(workers[0], START + REST);
+        assert_eq!(submit(&mut director).len(), 1);
+    }
+}
