@@ -148,7 +148,9 @@ impl Client {
                 }
                 self.done = true;
             }
-            ToClient::Event { event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, .. } => {
+            ToClient::Event {
+                event: JobEvent::Finished { .. } | JobEvent::Failed { .. }, ..
+            } => {
                 self.done = true;
             }
             _ => {}

@@ -161,6 +161,13 @@ impl Coordinator {
 
     /// Does what the director wants done.
     fn carry(&mut self, world: &mut World) {
+        self.carry_effects(world);
+        for (job, outcome) in self.disk.iter().flat_map(Disk::take_ended) {
+            world.oracle.stored(job, &outcome);
+        }
+    }
+
+    fn carry_effects(&mut self, world: &mut World) {
         for effect in self.director.effects() {
             world.oracle.effect(&effect);
             world.trace.note(world.now, || told(&effect));

@@ -1,5 +1,6 @@
 //! What goes wrong, and what becomes of it.
 
+use super::disk::Disk;
 use super::scenario::Trigger;
 use super::{COORDINATOR, Event, Simulation};
 use crate::network::{HostId, Lane};
@@ -212,13 +213,15 @@ impl Simulation {
         if let Some(disk) = self.coordinator.disk.as_ref().filter(|_| power) {
             disk.lose_power();
         }
-        world.oracle.crashed();
+        let unfinished = self.coordinator.disk.as_ref().map(Disk::unfinished_jobs);
+        world.oracle.crashed(&unfinished.unwrap_or_default());
         self.later(Some(back), Remedy::Start(COORDINATOR));
     }
 
     fn let_leave(&mut self, host: HostId, asked: bool) {
         let world = &mut self.world;
-        if world.network.process(host).is_none() {
+        let there = |host| world.network.process(host).is_some();
+        if !there(host) || asked && !there(COORDINATOR) {
             return;
         }
         if asked {
