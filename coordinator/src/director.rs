@@ -12,7 +12,10 @@ mod view;
 mod workers;
 
 pub use keeping::{GATHER_PATIENCE, STORE_PAUSE};
-pub use recovery::{EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, REPLACEMENT_PATIENCE};
+pub use recovery::{
+    EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, GROW_CALLS_MIN, GROW_PAUSE,
+    REPLACEMENT_PATIENCE,
+};
 
 use crate::cluster::failure::Leases;
 use crate::cluster::pulse::Pulses;
@@ -102,6 +105,10 @@ struct Active {
     exact: Option<Checkpoint>,
     /// Set while it is broken off.
     broken: Option<Broken>,
+    /// How many ranks it had at first.
+    first_ranks: usize,
+    /// When its present run began.
+    run_began: Duration,
     /// How often in a row it broke off without a call done in between.
     futile: u32,
 }

@@ -66,6 +66,15 @@ pub struct Wish {
     pub broken: Vec<([WorkerId; 2], Fabric)>,
 }
 
+impl Wish {
+    /// The fewest workers that can fulfil it: a job waits for them.
+    #[must_use]
+    pub fn fewest(&self) -> u16 {
+        let branches = if self.cfg_split == CfgSplit::On { 2 } else { 1 };
+        self.workers.unwrap_or(branches)
+    }
+}
+
 impl From<&JobRequest> for Wish {
     fn from(request: &JobRequest) -> Self {
         Self {
@@ -138,8 +147,9 @@ pub fn place<'a>(
         );
         return Err(invalid(cause));
     }
-    if candidates.len() < ranks.max(1) {
-        let cause = format!("{} workers are there, {} are needed", candidates.len(), ranks.max(1));
+    let needed = if guided { ranks.max(wish.fewest().into()) } else { ranks.max(1) };
+    if candidates.len() < needed {
+        let cause = format!("{} workers are there, {needed} are needed", candidates.len());
         return Err(Fault::new(FaultKind::NoWorkers, cause));
     }
     let bands = spec.parallelism.has_bands();
@@ -431,6 +441,17 @@ pub(crate) mod tests {
         let spec = settle(&request(), &card(), 1).unwrap();
         let fault = place(RunId::default(), spec, &card(), &[], ANY).unwrap_err();
         assert_eq!(fault.kind, FaultKind::NoWorkers);
+    }
+
+    #[test]
+    fn two_branches_wait_for_a_second_worker_unless_one_was_asked_for() {
+        let spec = settle(&request(), &card(), 1).unwrap();
+        let fault = |workers| {
+            let wish = Wish { cfg_split: CfgSplit::On, workers, ..ANY };
+            place(RunId::default(), spec.clone(), &card(), &candidates(1), wish).unwrap_err()
+        };
+        assert_eq!(fault(None).kind, FaultKind::NoWorkers);
+        assert_eq!(fault(Some(1)).kind, FaultKind::InvalidRequest);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Clusters of real processes on this machine.
 
 use protocol::job::JobSpec;
+use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -31,6 +32,16 @@ pub fn binaries() -> &'static Path {
         if folder.ends_with("release") {
             build.arg("--release");
         }
+        // What cargo tells a test of its package, a build script of a dependency takes for a change: all that
+        // depends on it would be built again, and again when cargo is next called by hand.
+        for (name, _) in std::env::vars_os() {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"]
+                .iter()
+                .any(|of| name.to_string_lossy().starts_with(of))
+            {
+                build.env_remove(name);
+            }
+        }
         let status = build.status().expect("cargo runs");
         assert!(status.success(), "the binaries do not build");
         folder.to_owned()
@@ -53,7 +64,7 @@ pub fn command(name: &str) -> Command {
 /// # Panics
 /// If it cannot be started.
 #[must_use]
-pub fn coordinator(arguments: &[&str]) -> Output {
+pub fn coordinator(arguments: &[&str]) -> process::Output {
     command("coordinator").args(arguments).output().expect("the coordinator starts")
 }
 
@@ -117,7 +128,7 @@ impl Cluster {
 
     /// What `coordinator status --json` says; null while nobody answers.
     #[must_use]
-    pub fn status(&self) -> serde_json::Value {
+    pub fn status(&self) -> Value {
         let mut status = command("coordinator");
         status.args(["status", "--json", "--coordinator", &self.address]).args(&self.identity);
         let output = status.output().expect("the coordinator starts");
@@ -212,9 +223,15 @@ pub fn join(address: &str) -> Process {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    output: Arc<Mutex<String>>,
+    output: Lines,
     collectors: Vec<JoinHandle<()>>,
 }
+
+/// What a process printed, by lines, and when each came.
+type Lines = Arc<Mutex<Vec<(Instant, String)>>>;
+
+/// An event that `submit --json` printed, and when it came.
+pub type Heard = (Instant, Value);
 
 impl Process {
     /// Starts `name` with these arguments, collecting what it prints.
@@ -233,7 +250,7 @@ impl Process {
     #[must_use]
     pub fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().expect("the process starts");
-        let output = Arc::new(Mutex::new(String::new()));
+        let output = Lines::default();
         let stdout = child.stdout.take().map(|stdout| collect(stdout, Arc::clone(&output)));
         let stderr = child.stderr.take().map(|stderr| collect(stderr, Arc::clone(&output)));
         Self { child, output, collectors: stdout.into_iter().chain(stderr).collect() }
@@ -251,7 +268,33 @@ impl Process {
     /// If the collecting thread panicked.
     #[must_use]
     pub fn output(&self) -> String {
-        self.output.lock().expect("the collector does not panic").clone()
+        let lines = self.output.lock().expect("the collector does not panic");
+        lines.iter().map(|(_, line)| format!("{line}\n")).collect()
+    }
+
+    /// The events that it has printed so far, if it is a `submit --json`.
+    ///
+    /// # Panics
+    /// If the collecting thread panicked.
+    #[must_use]
+    pub fn events(&self) -> Vec<Heard> {
+        let lines = self.output.lock().expect("the collector does not panic");
+        let event = |(at, line): &(Instant, String)| Some((*at, serde_json::from_str(line).ok()?));
+        lines.iter().filter_map(event).collect()
+    }
+
+    /// Waits until it has printed an event that is `wanted`, and gives it.
+    ///
+    /// # Panics
+    /// If it does not within [`PATIENCE`].
+    #[must_use]
+    pub fn wait_for_event(&self, wanted: impl Fn(&Value) -> bool) -> Heard {
+        let mut found = None;
+        eventually(|| {
+            found = self.events().into_iter().find(|(_, event)| wanted(event));
+            found.is_some()
+        });
+        found.unwrap_or_else(|| panic!("no such event; printed:\n{}", self.output()))
     }
 
     /// Waits until it has printed `words`.
@@ -298,12 +341,11 @@ impl Drop for Process {
     }
 }
 
-fn collect(from: impl Read + Send + 'static, into: Arc<Mutex<String>>) -> JoinHandle<()> {
+fn collect(from: impl Read + Send + 'static, into: Lines) -> JoinHandle<()> {
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
             let mut output = into.lock().expect("readers of the output do not panic");
-            output.push_str(&line);
-            output.push('\n');
+            output.push((Instant::now(), line));
         }
     })
 }

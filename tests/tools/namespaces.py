@@ -120,6 +120,7 @@ class Cluster:
             env={**self.environment, **(environment or {})},
         )
         self.stack.callback(end, process)
+        return process
 
     def log(self, name):
         with open(f"{self.folder}/{name}.log") as log:

@@ -1,5 +1,6 @@
 //! The workers, the model they all hold, and what each is doing.
 
+use crate::planner::cost::Machine;
 use crate::planner::{Candidate, LinkSpeed, Pairs};
 use protocol::identity::Fingerprint;
 use protocol::job::ModelCard;
@@ -33,7 +34,8 @@ struct Member {
     address: SocketAddr,
     identity: Option<Fingerprint>,
     resident_bytes: u64,
-    speed: u64,
+    /// As computed in jobs; None before the first.
+    speed: Option<u64>,
     busy: Option<(RunId, Rank)>,
     /// By when it must have ended that, if it was told to stop.
     stops_by: Option<Duration>,
@@ -64,7 +66,7 @@ impl Registry {
         if address.ip().is_unspecified() {
             address.set_ip(peer);
         }
-        let (resident_bytes, speed) = (join.resident_bytes, join.speed);
+        let (resident_bytes, speed) = (join.resident_bytes, None);
         let (busy, stops_by, draining) = (None, None, false);
         let member =
             Member { join, address, identity, resident_bytes, speed, busy, stops_by, draining };
@@ -118,7 +120,11 @@ impl Registry {
     #[must_use]
     pub fn idle(&self) -> Vec<Candidate> {
         let idle = |member: &Member| member.busy.is_none() && !member.draining;
-        self.members.iter().filter(|(_, member)| idle(member)).map(candidate).collect()
+        self.members
+            .iter()
+            .filter(|(_, member)| idle(member))
+            .map(|each| self.candidate(each))
+            .collect()
     }
 
     /// How many workers there are that do not leave.
@@ -152,7 +158,34 @@ impl Registry {
     /// All workers, in the order they joined.
     #[must_use]
     pub fn candidates(&self) -> Vec<Candidate> {
-        self.members.iter().map(candidate).collect()
+        self.members.iter().map(|each| self.candidate(each)).collect()
+    }
+
+    fn candidate(&self, (worker, member): (&WorkerId, &Member)) -> Candidate {
+        Candidate {
+            worker: *worker,
+            name: member.join.name.clone(),
+            address: member.address,
+            speed: self.speed(member),
+            free_bytes: member.join.free_bytes,
+            offers: member.join.offers.clone(),
+            lacks: member.join.lacks.clone(),
+            identity: member.identity,
+        }
+    }
+
+    /// A worker's speed as computed in jobs, or before its first what it measured at join times what others were
+    /// seen to compute of what they had measured: all are then in one measure.
+    fn speed(&self, member: &Member) -> u64 {
+        let seen = self.members.values().filter_map(|each| Some((each.speed?, each.join.speed)));
+        let (jobs, joins) = seen.fold((0, 0), |(jobs, joins), (job, join)| {
+            (jobs + u128::from(job), joins + u128::from(join))
+        });
+        member.speed.unwrap_or_else(|| {
+            let measured = u128::from(member.join.speed);
+            let scaled = (measured * jobs).checked_div(joins).unwrap_or(measured);
+            u64::try_from(scaled).unwrap_or(u64::MAX)
+        })
     }
 
     /// Whether no worker does anything.
@@ -254,18 +287,16 @@ impl Registry {
         }
     }
 
-    /// What the workers of a job were seen to compute a second. Only their ratios count: a job's pixels
-    /// cost more or less than those measured at join.
-    pub fn observe_speeds(&mut self, seen: &[(WorkerId, u64)]) {
-        let known = |worker: &WorkerId| self.members.get(worker).map_or(0, |member| member.speed);
-        let before: u64 = seen.iter().map(|(worker, _)| known(worker)).sum();
-        let after: u64 = seen.iter().map(|(_, speed)| *speed).sum();
-        for (worker, speed) in seen {
-            if let Some(member) = self.members.get_mut(worker) {
-                let scaled = u128::from(*speed) * u128::from(before) / u128::from(after.max(1));
+    /// FLOP a second that the workers of a job were seen to compute. What they measured when they joined is of other
+    /// bands, and of a moment in which others of their machine may have measured, too.
+    pub fn observe_rates(&mut self, seen: &[(WorkerId, f64)]) {
+        let Some(card) = self.model().cloned() else { return };
+        for (worker, rate) in seen {
+            if let Some(speed) = Machine::speed(&card, *rate)
+                && let Some(member) = self.members.get_mut(worker)
+            {
                 // Half of it is new: a slow job corrects the next plan, a disturbed one not wholly.
-                let scaled = u64::try_from(scaled).unwrap_or(u64::MAX);
-                member.speed = member.speed / 2 + scaled / 2;
+                member.speed = Some(member.speed.map_or(speed, |before| before.midpoint(speed)));
             }
         }
     }
@@ -287,25 +318,12 @@ impl Registry {
             threads: member.join.threads,
             kernels: member.join.kernels.clone(),
             resident_bytes: member.resident_bytes,
-            speed: member.speed,
+            speed: self.speed(member),
             busy: member.busy.map(|(run, rank)| (run.job, rank)),
             draining: member.draining,
             identity: member.identity,
         };
         self.members.iter().map(view).collect()
-    }
-}
-
-fn candidate((worker, member): (&WorkerId, &Member)) -> Candidate {
-    Candidate {
-        worker: *worker,
-        name: member.join.name.clone(),
-        address: member.address,
-        speed: member.speed,
-        free_bytes: member.join.free_bytes,
-        offers: member.join.offers.clone(),
-        lacks: member.join.lacks.clone(),
-        identity: member.identity,
     }
 }
 
@@ -329,6 +347,7 @@ fn mismatch(cluster: &ModelCard, worker: &ModelCard) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::planner::cost::preset;
     use crate::planner::tests::card;
     use protocol::plan::Offer;
     use std::net::Ipv4Addr;
@@ -351,12 +370,24 @@ mod tests {
     }
 
     #[test]
-    fn ratios_seen_in_a_job_correct_the_speeds_measured_at_join() {
+    fn what_a_job_computed_takes_the_place_of_what_was_measured_at_join_and_is_corrected_by_later_ones()
+     {
+        let model = preset::card("sdxl").unwrap();
+        let joined = |name| Join { model: model.clone(), ..join(name) };
         let mut registry = Registry::default();
-        let [one, two] = ["a", "b"].map(|name| registry.admit(join(name), PEER, None).unwrap());
-        registry.observe_speeds(&[(one, 10), (two, 30)]);
-        let speeds: Vec<u64> = registry.views().iter().map(|view| view.speed).collect();
-        assert_eq!(speeds, [750, 1250]);
+        let [one, two] = ["a", "b"].map(|name| registry.admit(joined(name), PEER, None).unwrap());
+        let rate = |speed| Machine::calibrated(&model, speed).rate;
+        let speeds = |registry: &Registry| -> Vec<u64> {
+            registry.views().iter().map(|view| view.speed).collect()
+        };
+        registry.observe_rates(&[(one, rate(300)), (two, rate(900))]);
+        assert_eq!(speeds(&registry), [300, 900]);
+        registry.observe_rates(&[(one, rate(500))]);
+        assert_eq!(speeds(&registry), [400, 900]);
+        // One that has done none is taken for as much slower, or faster, as the others were.
+        let late = Join { speed: 2000, ..joined("c") };
+        registry.admit(late, PEER, None).unwrap();
+        assert_eq!(speeds(&registry), [400, 900, 1300]);
     }
 
     #[test]

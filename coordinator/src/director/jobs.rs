@@ -180,8 +180,17 @@ impl Director {
         let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, self.now, carried);
-        let (exact, broken, futile) = (None, None, 0);
-        self.active = Some(Active { asked, run, reason, pulses, exact, broken, futile });
+        self.active = Some(Active {
+            first_ranks: run.plan().world_size(),
+            run_began: self.now,
+            asked,
+            run,
+            reason,
+            pulses,
+            exact: None,
+            broken: None,
+            futile: 0,
+        });
     }
 
     pub(super) fn started(&self, plan: &Plan, reason: String) -> Event {
@@ -210,7 +219,7 @@ impl Director {
         let running = u32::from(self.active.is_some());
         let workers = u32::try_from(self.registry.len()).unwrap_or(u32::MAX);
         for (waiting, ahead) in self.queue.iter().zip(running..) {
-            let wanted = waiting.request.workers.unwrap_or(1).into();
+            let wanted = Wish::from(&waiting.request).fewest().into();
             let event = Event::Queued { ahead, workers, wanted };
             let Some(follower) = self.followers.get_mut(&waiting.job) else { continue };
             if follower.told.as_ref() != Some(&event) {
@@ -265,6 +274,7 @@ impl Director {
         }
         self.store_checkpoint();
         self.report_slow();
+        self.grow();
     }
 
     fn finish(&mut self, event: Event, image: Bytes) {
@@ -272,8 +282,14 @@ impl Director {
         tracing::info!("{} is finished", active.job());
         let started = self.started(active.run.plan(), active.reason.clone());
         self.end(active.job(), vec![started, event], image);
-        self.registry.observe_speeds(&active.run.speeds());
+        self.observe_rates(&active.run);
         self.go_on();
+    }
+
+    /// Takes in how fast the ranks of a run computed.
+    pub(super) fn observe_rates(&mut self, run: &RunState) {
+        let rates = self.registry.model().map(|card| run.rates(&card.work));
+        self.registry.observe_rates(&rates.unwrap_or_default());
     }
 
     /// Ends the running job without an image.

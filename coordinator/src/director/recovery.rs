@@ -8,9 +8,10 @@
 use super::{Active, Director, GATHER_PATIENCE};
 use crate::cluster::failure::LEASE;
 use crate::cluster::pulse::Pulses;
+use crate::cluster::registry::BROKEN_FOR;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::state::RunState;
-use crate::planner::{self, Candidate, Placed, Wish};
+use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
 use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
@@ -29,6 +30,11 @@ pub const FREE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a job that is to keep its bits waits for another worker: that a supervisor starts it again, and it
 /// loads its model.
 pub const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(60);
+/// A job that lost workers takes others in if it has so many calls to go: the one that is synchronous for it, and some
+/// that are faster for it.
+pub const GROW_CALLS_MIN: u32 = 5;
+/// And not before its run is so old: workers that come back, come one after the other.
+pub const GROW_PAUSE: Duration = Duration::from_secs(1);
 /// How often in a row a job may break off without a call done: whatever it is, it will not pass.
 pub const FUTILE_MAX: u32 = 5;
 
@@ -120,20 +126,23 @@ impl Director {
     fn tell_broken(&mut self) {
         let Some(active) = &self.active else { return };
         let Some(Broken { fault, .. }) = &active.broken else { return };
-        let (plan, fault) = (active.run.plan(), fault.clone());
+        let (job, plan, fault) = (active.job(), active.run.plan(), fault.clone());
         let call = active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls);
         if let (FaultKind::PeerLost, Some(rank), Some(peer)) = (fault.kind, fault.rank, fault.peer)
             && let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
-            && let Some(fabric) = plan.fabric(rank, peer)
+            && let Some(fabric) = plan.link_fabric(rank, peer)
         {
-            tracing::warn!(
-                "{} and {} exchange no more over {fabric} for a while",
+            let text = format!(
+                "{} and {} exchange nothing over {fabric} for the next {} s",
                 one.name,
-                other.name
+                other.name,
+                BROKEN_FOR.as_secs()
             );
+            tracing::warn!("{text}");
             self.registry.break_link([one.worker, other.worker], fabric, self.now);
+            self.tell(job, Event::Notice { text }, Bytes::new());
         }
-        self.tell(active.job(), Event::Interrupted { fault, call }, Bytes::new());
+        self.tell(job, Event::Interrupted { fault, call }, Bytes::new());
     }
 
     /// A plan for what is left of a job, and from where it goes on. None: it has to wait.
@@ -150,7 +159,7 @@ impl Director {
         let since = active.broken.as_ref().map_or(self.now, |broken| broken.since);
         // If all are gone it was this process, or its network: they come back one after the other.
         let nobody = !candidates.iter().any(was_there);
-        if nobody && candidates.len() < old.world_size() && self.now < since + GATHER_PATIENCE {
+        if nobody && candidates.len() < active.first_ranks && self.now < since + GATHER_PATIENCE {
             return Ok(None);
         }
         if request.deterministic && self.now < since + REPLACEMENT_PATIENCE {
@@ -163,7 +172,7 @@ impl Director {
         let count = u16::try_from(candidates.len()).unwrap_or(u16::MAX);
         let wish = Wish {
             workers: request.workers.map(|wanted| wanted.min(count)),
-            // One worker that is left cannot be two branches, but it can go on.
+            // Who is left alone computes both predictions, whatever was asked for.
             cfg_split: if count < 2 { CfgSplit::Auto } else { request.cfg_split },
             broken: links,
             ..Wish::from(request)
@@ -218,7 +227,8 @@ impl Director {
         let latents = active.asked.request.stream_latents;
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, active.run.started(), (from, tally));
-        self.active = Some(Active { run, reason, pulses, ..active });
+        let run_began = self.now;
+        self.active = Some(Active { run, reason, pulses, run_began, ..active });
     }
 
     /// Gives a busy worker's part to others, if there are any and the job need not keep its bits.
@@ -233,6 +243,34 @@ impl Director {
         let spares = self.registry.idle().len();
         if others + spares > 0 && !active.asked.request.deterministic {
             let cause = format!("the worker {} leaves, and hands its band over", leaving.name);
+            self.break_off(Fault::new(FaultKind::Replanned, cause));
+        }
+    }
+
+    /// Shares a job that lost workers anew if there are others for it again, unless it is to keep its bits or is
+    /// nearly done.
+    pub(super) fn grow(&mut self) {
+        let Some(active) = self.active.as_ref().filter(|active| active.broken.is_none()) else {
+            return;
+        };
+        let ranks = active.run.plan().world_size();
+        let left = active.run.checkpoint().map_or(0, |from| from.of - from.calls);
+        let wants = ranks < active.first_ranks
+            && !active.asked.request.deterministic
+            && left >= GROW_CALLS_MIN
+            && self.now >= active.run_began + GROW_PAUSE;
+        if !wants {
+            return;
+        }
+        let members = &active.run.plan().members;
+        let takes_part = |each: &Candidate| members.iter().any(|m| m.worker == each.worker);
+        let (mut all, idle) = (self.registry.candidates(), self.registry.idle());
+        all.retain(|each| takes_part(each) || idle.contains(each));
+        let links = self.registry.broken(self.now);
+        let all = fabrics::connected(all, &active.asked.request.fabrics, &links);
+        let came = all.iter().find(|each| !takes_part(each)).filter(|_| all.len() > ranks);
+        if let Some(came) = came {
+            let cause = format!("{} can take part again: bands are shared anew", came.name);
             self.break_off(Fault::new(FaultKind::Replanned, cause));
         }
     }
@@ -254,8 +292,8 @@ impl Director {
         );
         let job = active.job();
         if moves {
-            let seen = active.run.speeds();
-            self.registry.observe_speeds(&seen);
+            let rates = self.registry.model().map(|card| active.run.rates(&card.work));
+            self.registry.observe_rates(&rates.unwrap_or_default());
             self.break_off(Fault::new(FaultKind::Replanned, text));
         } else {
             self.tell(job, Event::Notice { text }, Bytes::new());

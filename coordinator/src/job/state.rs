@@ -2,8 +2,9 @@
 
 use super::checkpoint::{Checkpoint, VALUE_BYTES};
 use bytes::{Bytes, BytesMut};
+use protocol::job::ModelWork;
 use protocol::message::{Event, Phase, RecoveryView, ToCoordinator, WaitView};
-use protocol::plan::{Band, Plan};
+use protocol::plan::{Band, Geometry, Plan};
 use protocol::{Fault, FaultKind, Rank, WorkerId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -151,23 +152,24 @@ impl RunState {
         &self.plan
     }
 
-    /// Latent pixels a second of one prediction that each worker was seen to compute; none until all
-    /// ranks did two calls.
+    /// FLOP a second that each worker was seen to compute at predicting by a model of this `work`; none until
+    /// all ranks did two calls.
     #[must_use]
-    pub fn speeds(&self) -> Vec<(WorkerId, u64)> {
-        let columns = u64::from(self.plan.geometry.columns);
+    pub fn rates(&self, work: &ModelWork) -> Vec<(WorkerId, f64)> {
+        // What ranks of a baseline compute is not their bands.
+        if !self.plan.spec.parallelism.has_bands() {
+            return Vec::new();
+        }
+        let Geometry { rows, columns, .. } = self.plan.geometry;
+        let all = work.cells(rows, columns);
         let seen = self.plan.ranks().zip(&self.plan.members).zip(&self.ranks);
         let seen = seen.map(|((rank, member), state)| {
-            let pixels = columns * u64::from(member.band.rows * self.plan.batch(rank));
-            let speed = pixels * u64::from(state.calls) * 1_000_000;
-            Some((member.worker, speed.checked_div(state.computed_us)?))
+            let call = work.flop(work.cells(member.band.rows, columns), all);
+            let flop = call * f64::from(self.plan.batch(rank)) * f64::from(state.calls);
+            let seconds = Duration::from_micros(state.computed_us).as_secs_f64();
+            (state.calls > 0 && seconds > 0.0).then(|| (member.worker, flop / seconds))
         });
-        // What ranks of a baseline compute is not their bands.
-        if self.plan.spec.parallelism.has_bands() {
-            seen.collect::<Option<_>>().unwrap_or_default()
-        } else {
-            Vec::new()
-        }
+        seen.collect::<Option<_>>().unwrap_or_default()
     }
 
     /// Model calls that all ranks have done, and all there are; None before the first.

@@ -49,6 +49,13 @@ impl Machine {
         let flop = card.work.flop(cells, cells);
         Self { rate: (flop * float(speed) / pixels.max(1.0)).max(1.0), overhead: 0.0 }
     }
+
+    /// The speed of a worker of this rate: the inverse of [`Self::calibrated`]. None if the model's work is not known.
+    #[must_use]
+    pub fn speed(card: &ModelCard, rate: f64) -> Option<u64> {
+        let one = Self::calibrated(card, 1 << 20).rate / float(1 << 20);
+        (card.work.cell_flop > 0).then(|| whole(rate / one))
+    }
 }
 
 /// How much of a displaced call's exchange is waited for.
@@ -263,6 +270,11 @@ impl<'a> Forecast<'a> {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 1e6")]
 fn relative(rate: f64) -> u64 {
     (rate * SPEED_SCALE).round() as u64
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels a second")]
+fn whole(speed: f64) -> u64 {
+    speed.round() as u64
 }
 
 #[expect(clippy::cast_precision_loss, reason = "an estimate, rounded to 53 bits")]

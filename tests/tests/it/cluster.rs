@@ -1,6 +1,7 @@
 //! Real coordinator and worker processes on this machine, over loopback.
 
 mod bench;
+mod chaos;
 mod device;
 mod ending;
 mod exact;
@@ -12,6 +13,7 @@ mod output;
 mod probe;
 mod profile;
 mod refusal;
+mod restart;
 
 use std::path::Path;
 

@@ -114,7 +114,7 @@ fn d4_coordinator_never_computes_a_tensor() {
 
 #[test]
 fn d5_the_coordinators_decisions_are_pure() {
-    let folders = ["job", "planner", "cluster", "probe", "profile"]
+    let folders = ["job", "planner", "cluster", "director", "probe", "profile"]
         .map(|name| format!("coordinator/src/{name}"));
     let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
     let words = ["tokio", "actix", "Instant::now", "SystemTime", "rand"];

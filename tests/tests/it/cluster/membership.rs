@@ -1,7 +1,6 @@
 //! Workers that come, go, hang and come back; jobs that wait.
 
 use super::{files, within};
-use std::time::{Duration, Instant};
 use tests::cluster::{Cluster, Process, eventually, free_address, join, serve};
 
 /// One branch, so that all workers exchange with each other.
@@ -91,43 +90,6 @@ fn a_job_waits_for_the_first_worker() {
     submit.wait_for("waiting for workers: 0 of 1");
     cluster.workers.push(join(&cluster.address));
     assert_eq!(submit.wait(), Some(0), "{}", submit.output());
-}
-
-#[test]
-fn a_killed_worker_fails_its_job_by_name_and_the_rest_render_on() {
-    let mut cluster = Cluster::start(2);
-    let folder = tempfile::tempdir().unwrap();
-    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
-    let killed = cluster.workers.pop().unwrap();
-    killed.signal("KILL");
-    assert_eq!(submit.wait(), Some(1));
-    let printed = submit.output();
-    assert!(
-        printed.contains("was lost") && printed.contains(&killed.id().to_string()),
-        "{printed}"
-    );
-    assert!(files(folder.path()).is_empty());
-    cluster.wait_for_workers(1);
-    assert_renders(&cluster, 1);
-}
-
-/// A stopped process keeps its sockets open: only its silence tells.
-#[test]
-fn a_hanging_worker_is_noticed_within_its_lease_and_comes_back() {
-    let cluster = Cluster::start(2);
-    let folder = tempfile::tempdir().unwrap();
-    let mut submit = long_job(&cluster, &within(folder.path(), "apple.png"));
-    cluster.workers[1].signal("STOP");
-    let since = Instant::now();
-    assert_eq!(submit.wait(), Some(1));
-    println!("a hanging worker was noticed after {:.1} s", since.elapsed().as_secs_f64());
-    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
-    assert!(submit.output().contains("lease"), "{}", submit.output());
-    cluster.wait_for_workers(1);
-    assert_renders(&cluster, 1);
-    cluster.workers[1].signal("CONT");
-    cluster.wait_for_workers(2);
-    assert_renders(&cluster, 2);
 }
 
 /// Speeds are measured at join and corrected by a job; a running job's plan can be read.
