@@ -81,6 +81,12 @@ impl Coordinator {
         self.carry(world);
     }
 
+    /// It is asked to end: it stops what is rendered.
+    pub fn shut_down(&mut self, world: &mut World) {
+        self.director.shut_down(self.now(world));
+        self.carry(world);
+    }
+
     /// Something came over a connection.
     pub fn received(&mut self, from: ConnectionId, packet: Packet, world: &mut World) {
         match (packet, self.callers.get(&from).copied()) {
