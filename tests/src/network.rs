@@ -321,7 +321,7 @@ impl<P> Network<P> {
         }
         let (_, packet) = way.queue.pop_front()?;
         if !to.open || host.process != Some(to.process) {
-            let Some(packet) = packet else { return None };
+            let packet = packet?;
             self.strays.push((to.host, to.process, packet));
             // A machine that has power refuses what comes for a process that is no more.
             if !host.dark && to.open {

@@ -23,6 +23,7 @@ use coordinator::cluster::registry::BROKEN_FOR;
 use coordinator::director::{
     ClientId, EXPLANATION_PATIENCE, Effect, FREE_PATIENCE, FUTILE_MAX, REPLACEMENT_PATIENCE,
 };
+use coordinator::job::store::Outcome;
 use protocol::job::JobRequest;
 use protocol::message::{Event, RecoveryView, Resume, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
@@ -73,6 +74,8 @@ struct Job {
     ended: bool,
     /// How it ended, as its client was told.
     end: Option<Event>,
+    /// How it ended, as the coordinator's disk has it, if there is one.
+    stored: Option<Event>,
     epoch: Option<Epoch>,
     /// A coordinator crashed since its last run began, so that calls may be lost.
     crashed: bool,
@@ -151,12 +154,41 @@ impl Oracle {
         }
     }
 
-    /// The coordinator's process is gone, with what it had in memory.
-    pub fn crashed(&mut self) {
+    /// The coordinator's process is gone, with what it had in memory; the next one finds these jobs unfinished.
+    pub fn crashed(&mut self, unfinished: &BTreeSet<JobId>) {
         self.members.clear();
         self.submitting = None;
-        for job in self.jobs.values_mut() {
+        for (id, job) in &mut self.jobs {
             (job.run, job.crashed, job.futile) = (None, true, 0);
+            match (unfinished.contains(id), &job.end) {
+                (true, Some(end)) => {
+                    let what = format!("the end of {id} is told and not stored: {end:?}");
+                    self.violation.get_or_insert(Violation { oracle: "O-1 once", what });
+                }
+                // Nobody was told that it was cancelled.
+                (true, None) => (job.ended, job.client_left) = (false, false),
+                (false, _) => {}
+            }
+        }
+    }
+
+    /// The end of a job is on the disk: what may be told of it, and all that is known if nobody listens.
+    pub fn stored(&mut self, id: JobId, outcome: &Outcome) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Some(last) = outcome.events.last() else { return };
+        if job.stored.replace(last.clone()).is_some() {
+            return self.violated("O-1 once", format!("{id} ends twice"));
+        }
+        match &job.end {
+            None => {
+                let checked = job.ends(id, last, &outcome.image);
+                self.check(checked);
+            }
+            Some(told) if told != last => {
+                let what = format!("{id} ends with {told:?}, and is stored with {last:?}");
+                self.violated("O-1 once", what);
+            }
+            Some(_) => {}
         }
     }
 
@@ -249,11 +281,8 @@ impl Oracle {
         let Some(job) = self.jobs.get_mut(&id) else {
             return self.violated("O-1 once", format!("{id} was never accepted: {event:?}"));
         };
-        if job.ended && !job.client_left {
+        if job.end.is_some() {
             return self.violated("O-1 once", format!("{id} has ended, but: {event:?}"));
-        }
-        if matches!(event, Event::Finished { .. } | Event::Failed { .. }) {
-            job.end = Some(event.clone());
         }
         let checked = match event {
             Event::Step { .. } => {
@@ -265,19 +294,22 @@ impl Oracle {
                 self.recoveries += 1;
                 Ok(())
             }
-            Event::Failed { fault } => {
-                job.ended = true;
-                job.failed(id, fault)
-            }
-            Event::Finished { latent, recoveries, .. } => {
-                job.ended = true;
-                let distance = job.finished(id, (latent, payload), recoveries);
-                distance.map(|distance| self.distance = self.distance.max(distance))
+            Event::Failed { .. } | Event::Finished { .. } => {
+                job.end = Some(event.clone());
+                let checked = job.ends(id, event, payload);
+                return self.check(checked);
             }
             _ => Ok(()),
         };
         if let Err(violation) = checked {
             self.violation.get_or_insert(violation);
+        }
+    }
+
+    fn check(&mut self, distance: Result<f64, Violation>) {
+        match distance {
+            Ok(distance) => self.distance = self.distance.max(distance),
+            Err(violation) => drop(self.violation.get_or_insert(violation)),
         }
     }
 }
@@ -294,6 +326,7 @@ impl Job {
             client_left: false,
             ended: false,
             end: None,
+            stored: None,
             epoch: None,
             crashed: false,
             plan: None,
@@ -344,6 +377,18 @@ impl Job {
         reported.extend(said);
         if plan.ranks().filter(|rank| plan.reports(*rank)).all(|rank| reported.contains(&rank)) {
             self.calls = self.calls.max(call + 1);
+        }
+    }
+
+    /// How far its image is from the undisturbed one, if it has one.
+    fn ends(&mut self, id: JobId, last: &Event, image: &[u8]) -> Result<f64, Violation> {
+        self.ended = true;
+        match last {
+            Event::Finished { latent, recoveries, .. } => {
+                self.finished(id, (latent, image), recoveries)
+            }
+            Event::Failed { fault } => self.failed(id, fault).map(|()| 0.0),
+            event => violation("O-1 once", format!("{id} ends with {event:?}")),
         }
     }
 

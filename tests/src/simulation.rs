@@ -11,9 +11,11 @@ pub mod coordinator;
 pub mod disk;
 pub mod engine;
 pub mod fault;
+pub mod model;
 pub mod reference;
 pub mod sampler;
 pub mod scenario;
+pub mod trace;
 pub mod worker;
 
 use self::client::{Act, Client, Order};
@@ -22,28 +24,21 @@ use self::disk::Disk;
 use self::engine::Value;
 use self::fault::Remedy;
 use self::scenario::{Scenario, Trigger};
+use self::trace::{Trace, shown};
 use self::worker::{Timer, Worker};
 use crate::clock::Agenda;
 use crate::network::{Delivery, HostId, Network, Signal};
 use crate::oracle::{AWAY_MAX, Oracle, Violation};
 use crate::random::Random;
 use bytes::Bytes;
-use protocol::job::{Dtype, ModelCard, ModelWork, Scheduler};
 use protocol::message::{
     FromClient, Greeting, Join, PeerAnswer, PeerHello, ToClient, ToCoordinator, ToWorker,
 };
-use protocol::plan::{Ask, SiteSpec, Stage};
-use std::collections::VecDeque;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 /// The coordinator's host. Workers' are those after it, and the last is the clients'.
 pub const COORDINATOR: HostId = 0;
-
-/// How many events are told of a failure.
-const TOLD: usize = 60;
 
 /// What is wrong with workers on purpose: to see that the oracle notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,28 +125,6 @@ impl World {
     }
 }
 
-/// The last events, if anyone wants to know.
-#[derive(Debug, Default)]
-pub struct Trace {
-    lines: Option<VecDeque<String>>,
-    all: bool,
-}
-
-impl Trace {
-    /// Takes a line down, which is made only if it is wanted. An empty one is none.
-    pub fn note(&mut self, now: Duration, line: impl FnOnce() -> String) {
-        let Some(lines) = &mut self.lines else { return };
-        let line = line();
-        if line.is_empty() {
-            return;
-        }
-        if lines.len() >= TOLD && !self.all {
-            lines.pop_front();
-        }
-        lines.push_back(format!("{:>10.4} {line}", now.as_secs_f64()));
-    }
-}
-
 /// What was seen of a seed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Report {
@@ -205,10 +178,10 @@ pub fn replay(
     mutation: Mutation,
     all: bool,
 ) -> (Vec<String>, Result<Report, Box<Failure>>) {
-    let trace = Trace { lines: Some(VecDeque::new()), all };
+    let trace = Trace::telling(all);
     let mut simulation = Simulation::new(seed, mutation, trace);
     let result = simulation.live();
-    let events: Vec<String> = simulation.world.trace.lines.take().unwrap_or_default().into();
+    let events = simulation.world.trace.take();
     let failed = |violation| Box::new(Failure { seed, violation, events: events.clone() });
     let result = result.map_err(failed);
     (events, result)
@@ -464,73 +437,3 @@ const WAKING: Duration = Duration::from_millis(1);
 const RESTART: Duration = Duration::from_secs(2);
 /// How late a value comes whose link is no more.
 const STRAY_MAX: Duration = Duration::from_secs(3);
-
-fn shown(signal: &Signal<Packet>) -> String {
-    match signal {
-        Signal::Closed => "closed".to_owned(),
-        Signal::Message(Packet::Value(value)) => {
-            format!("value of {} site {} call {}", value.run, value.site, value.call)
-        }
-        Signal::Message(Packet::Order(order, _)) => match &**order {
-            ToWorker::Start { plan, rank, .. } => format!("start {} {rank}", plan.run),
-            order => format!("{order:?}"),
-        },
-        Signal::Message(Packet::Report(report, _)) => match &**report {
-            ToCoordinator::Stepped { run, call, .. } => format!("stepped {run} call {call}"),
-            report => format!("{report:?}"),
-        },
-        Signal::Message(Packet::Join(_)) => "join".to_owned(),
-        Signal::Message(Packet::Tell(..)) => String::new(),
-        Signal::Message(packet) => format!("{packet:?}"),
-    }
-}
-
-/// The model that all workers hold: an image of it has eight bands at most.
-#[must_use]
-pub fn card() -> ModelCard {
-    ModelCard {
-        name: "simulated".to_owned(),
-        digest: "ab".repeat(32),
-        family: "sdxl".to_owned(),
-        dtype: Dtype::F32,
-        latent_channels: 4,
-        vae_factor: 2,
-        row_unit: 2,
-        native: (8, 32),
-        scheduler: Scheduler::Euler,
-        guidance: 2.0,
-        weight_bytes: 1,
-        shards_max: 1,
-        decode_bytes: 1,
-        work: ModelWork::default(),
-    }
-}
-
-/// The exchange points of the model, for the handshake to compare.
-#[must_use]
-pub fn sites() -> &'static [SiteSpec] {
-    static SITES: LazyLock<Vec<SiteSpec>> = LazyLock::new(|| {
-        let site = |path: &str, ask, stage| SiteSpec {
-            path: path.to_owned(),
-            ask,
-            stage,
-            channels: 4,
-            halvings: 0,
-        };
-        vec![
-            site("input", Ask::Halo { rows: 1 }, Stage::Input),
-            site("halo", Ask::Halo { rows: 1 }, Stage::Denoise),
-            site("moments", Ask::Moments { groups: 2 }, Stage::Denoise),
-            site("prediction", Ask::Prediction, Stage::Latent),
-            site("latent", Ask::Latent, Stage::Latent),
-            site("decode", Ask::Halo { rows: 1 }, Stage::Decode),
-        ]
-    });
-    &SITES
-}
-
-/// Where a worker's peers reach it: its host is the port.
-fn address(host: HostId) -> SocketAddr {
-    let port = u16::try_from(host).unwrap_or(u16::MAX);
-    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-}

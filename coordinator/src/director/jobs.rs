@@ -54,6 +54,7 @@ impl Director {
         let place = self.queue.iter().position(|waiting| waiting.job == job);
         let ahead = match (&started, place) {
             (Some(_), _) => 0,
+            (None, None) if self.ends(job) => 0,
             (None, Some(ahead)) => ahead + usize::from(self.active.is_some()),
             (None, None) => {
                 return match self.ended(job) {
@@ -84,7 +85,6 @@ impl Director {
         }
         let fault = Fault::new(FaultKind::Cancelled, "the client that submitted it went away");
         for job in self.queue.forget(client) {
-            self.followers.remove(&job);
             self.end(job, vec![Event::Failed { fault: fault.clone() }], Bytes::new());
         }
         self.drains.retain(|(_, each)| *each != client);

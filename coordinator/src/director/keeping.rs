@@ -100,28 +100,29 @@ impl Director {
         self.stored(stored).ok(); // said, and steps are all it can cost
     }
 
-    /// Ends a job: stores what a client that comes back is told, and tells the one that is there.
+    /// Ends a job: stores what a client that comes back is told, and then tells the one that is there. If the next
+    /// coordinator could not know of the end, it would render what was told to be done.
     pub(super) fn end(&mut self, job: JobId, events: Vec<Event>, image: Bytes) {
-        if let Some(last) = events.last() {
-            self.tell(job, last.clone(), image.clone());
-        }
-        self.followers.remove(&job);
-        let image = if self.store.is_kept() { image } else { Bytes::new() };
         self.unstored.push(Unstored { job, events, image });
         self.store_ends();
     }
 
-    /// Stores the ends that the store has not taken yet, and forgets old ones.
+    /// Stores the ends that the store has not taken yet, tells of them, and forgets old ones.
     pub(super) fn store_ends(&mut self) {
         while let Some(Unstored { job, events, image }) = self.unstored.first() {
             if self.store_rests() {
                 return;
             }
-            let finished = self.store.finish(*job, events, image, self.unix());
+            let kept: &[u8] = if self.store.is_kept() { image } else { &[] };
+            let finished = self.store.finish(*job, events, kept, self.unix());
             if self.stored(finished).is_err() {
                 return;
             }
-            self.unstored.remove(0);
+            let Unstored { job, mut events, image } = self.unstored.remove(0);
+            if let Some(last) = events.pop() {
+                self.tell(job, last, image);
+            }
+            self.followers.remove(&job);
             if !self.store.is_kept() {
                 // Nobody can come back for it.
                 let forgotten = self.store.forget_before(u64::MAX >> 1);
@@ -134,6 +135,11 @@ impl Director {
             let forgotten = self.store.forget_before(before);
             self.stored(forgotten).ok(); // said, and tried again
         }
+    }
+
+    /// Whether a job has ended, and the store does not know it yet.
+    pub(super) fn ends(&self, job: JobId) -> bool {
+        self.unstored.iter().any(|unstored| unstored.job == job)
     }
 
     /// How a job ended, if it did.

@@ -81,6 +81,12 @@ impl Coordinator {
         self.carry(world);
     }
 
+    /// It is asked to end: it stops what is rendered.
+    pub fn shut_down(&mut self, world: &mut World) {
+        self.director.shut_down(self.now(world));
+        self.carry(world);
+    }
+
     /// Something came over a connection.
     pub fn received(&mut self, from: ConnectionId, packet: Packet, world: &mut World) {
         match (packet, self.callers.get(&from).copied()) {
@@ -161,6 +167,13 @@ impl Coordinator {
 
     /// Does what the director wants done.
     fn carry(&mut self, world: &mut World) {
+        self.carry_effects(world);
+        for (job, outcome) in self.disk.iter().flat_map(Disk::take_ended) {
+            world.oracle.stored(job, &outcome);
+        }
+    }
+
+    fn carry_effects(&mut self, world: &mut World) {
         for effect in self.director.effects() {
             world.oracle.effect(&effect);
             world.trace.note(world.now, || told(&effect));

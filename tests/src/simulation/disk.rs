@@ -8,7 +8,7 @@ use protocol::job::{JobRequest, JobSpec};
 use protocol::message::Event;
 use protocol::{JobId, RunId};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -24,6 +24,8 @@ struct Contents {
     /// The checkpoints before the last ones.
     former: BTreeMap<JobId, Option<StoredCheckpoint>>,
     outcomes: BTreeMap<JobId, Outcome>,
+    /// Those that ended since this was last asked.
+    ended: Vec<(JobId, Outcome)>,
 }
 
 impl Disk {
@@ -40,6 +42,17 @@ impl Disk {
                 stored.checkpoint = checkpoint;
             }
         }
+    }
+
+    /// The jobs that have no end there.
+    #[must_use]
+    pub fn unfinished_jobs(&self) -> BTreeSet<JobId> {
+        self.0.borrow().jobs.keys().copied().collect()
+    }
+
+    /// The ends that were written since this was last asked.
+    pub fn take_ended(&self) -> Vec<(JobId, Outcome)> {
+        std::mem::take(&mut self.0.borrow_mut().ended)
     }
 
     /// One change. All that was written before is on the disk with it, if it is `durable`.
@@ -132,7 +145,9 @@ impl Keep for Disk {
         self.write(true, "an end", |contents| {
             contents.jobs.remove(&job).ok_or(StoreError::NotUnfinished(job))?;
             let (ended, events, image) = (now, events.to_vec(), image.to_vec().into());
-            contents.outcomes.insert(job, Outcome { ended, events, image });
+            let outcome = Outcome { ended, events, image };
+            contents.ended.push((job, outcome.clone()));
+            contents.outcomes.insert(job, outcome);
             Ok(())
         })
     }

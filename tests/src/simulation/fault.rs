@@ -1,5 +1,6 @@
 //! What goes wrong, and what becomes of it.
 
+use super::disk::Disk;
 use super::scenario::Trigger;
 use super::{COORDINATOR, Event, Simulation};
 use crate::network::{HostId, Lane};
@@ -86,8 +87,8 @@ pub enum Kind {
     },
     /// The coordinator's process, or its machine, is gone; a supervisor starts another one.
     Crash {
-        /// The machine loses power.
-        power: bool,
+        /// How.
+        end: End,
         /// When it is started again.
         back: Duration,
     },
@@ -103,6 +104,17 @@ pub enum Kind {
         /// An operator asks for it, not the worker's own machine.
         asked: bool,
     },
+}
+
+/// How a coordinator ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its process is killed.
+    Kill,
+    /// Its machine loses power.
+    Power,
+    /// It is asked to.
+    ShutDown,
 }
 
 impl Kind {
@@ -193,7 +205,7 @@ impl Simulation {
                 world.network.stop(COORDINATOR, now + time);
                 self.later(Some(time), Remedy::Nothing);
             }
-            Kind::Crash { power, back } => self.crash(power, back),
+            Kind::Crash { end, back } => self.crash(end, back),
             Kind::Full { time } => {
                 self.coordinator.disk.iter().for_each(|disk| disk.fill(true));
                 self.world.oracle.full = true;
@@ -203,22 +215,28 @@ impl Simulation {
         }
     }
 
-    fn crash(&mut self, power: bool, back: Duration) {
+    fn crash(&mut self, end: End, back: Duration) {
         let world = &mut self.world;
         if world.network.process(COORDINATOR).is_none() {
             return;
         }
+        if end == End::ShutDown {
+            self.coordinator.shut_down(world);
+        }
+        let power = end == End::Power;
         world.network.kill(COORDINATOR, power, world.now);
         if let Some(disk) = self.coordinator.disk.as_ref().filter(|_| power) {
             disk.lose_power();
         }
-        world.oracle.crashed();
+        let unfinished = self.coordinator.disk.as_ref().map(Disk::unfinished_jobs);
+        world.oracle.crashed(&unfinished.unwrap_or_default());
         self.later(Some(back), Remedy::Start(COORDINATOR));
     }
 
     fn let_leave(&mut self, host: HostId, asked: bool) {
         let world = &mut self.world;
-        if world.network.process(host).is_none() {
+        let there = |host| world.network.process(host).is_some();
+        if !there(host) || asked && !there(COORDINATOR) {
             return;
         }
         if asked {

@@ -1,7 +1,7 @@
 //! What a seed has for a cluster: its machines, its jobs, and what goes wrong when.
 
 use super::client::Order;
-use super::fault::{Fault, Kind};
+use super::fault::{End, Fault, Kind};
 use super::worker::Machine;
 use crate::network::{HostId, Lane, Latency};
 use crate::random::Random;
@@ -159,7 +159,10 @@ fn fault((workers, kept): (usize, bool), random: &mut Random) -> Fault {
 fn of_keeper(random: &mut Random) -> Kind {
     match random.below(3) {
         0 => Kind::Full { time: span(random) },
-        _ => Kind::Crash { power: random.chance(30), back: span(random).min(ms(20_000)) },
+        _ => {
+            let end = random.pick(&[End::Kill, End::Kill, End::Power, End::ShutDown]);
+            Kind::Crash { end, back: span(random).min(ms(20_000)) }
+        }
     }
 }
 

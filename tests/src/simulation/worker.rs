@@ -5,7 +5,8 @@ mod links;
 mod session;
 
 use super::engine::{Next, Out, Run, Value};
-use super::{Event, Mutation, Packet, World, address, card};
+use super::model::{address, card};
+use super::{Event, Mutation, Packet, World};
 use crate::network::{ConnectionId, HostId};
 use links::Opening;
 use protocol::RunId;

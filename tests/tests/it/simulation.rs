@@ -1,10 +1,84 @@
-//! Clusters that live through what a seed has for them.
+//! Clusters that live through what a seed has for them, by the thousand.
+//!
+//! `TESSERA_SIMULATION_SEEDS=10000` runs so many; `TESSERA_SIMULATION_SEED=7` runs that one and prints its story.
 
-use tests::simulation::{Mutation, run};
+use std::env;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Instant;
+use tests::simulation::{Mutation, Report, replay, run};
+
+/// How many seeds are run if nobody says: seconds' worth.
+const SEEDS: u64 = 300;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is no number: {value}")))
+}
 
 #[test]
 fn whatever_happens_every_job_ends_once_with_its_image() {
-    for seed in 0..300 {
-        run(seed, Mutation::None).unwrap_or_else(|failure| panic!("{failure}"));
+    if let Some(seed) = number("TESSERA_SIMULATION_SEED") {
+        let (events, result) = replay(seed, Mutation::None, true);
+        events.iter().for_each(|event| println!("{event}"));
+        println!("{:?}", result.unwrap_or_else(|failure| panic!("{failure}")));
+        return;
     }
+    let seeds = number("TESSERA_SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let (began, next) = (Instant::now(), AtomicU64::new(0));
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let reports: Vec<Report> = thread::scope(|scope| {
+        let live = || {
+            let mut reports = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return reports;
+                }
+                reports
+                    .push(run(seed, Mutation::None).unwrap_or_else(|failure| panic!("{failure}")));
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(live)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join().expect("its seeds pass"));
+        ended.flatten().collect()
+    });
+    let seconds = began.elapsed().as_secs_f64();
+    let sum = |of: fn(&Report) -> f64| reports.iter().map(of).sum::<f64>();
+    println!(
+        "{seeds} seeds in {seconds:.1} s on {threads} threads: {} jobs, {} broke off, the largest \
+         distance {:.4}, {:.0} virtual hours",
+        sum(|report| report.jobs as f64),
+        sum(|report| report.recoveries as f64),
+        reports.iter().map(|report| report.distance).fold(0.0, f64::max),
+        sum(|report| report.seconds) / 3600.0,
+    );
+}
+
+#[test]
+fn a_seed_always_has_the_same_story() {
+    for seed in [3, 91, 239] {
+        let [one, other] = [(); 2].map(|()| replay(seed, Mutation::None, true).0);
+        assert!(one.len() > 100, "{}", one.len());
+        assert_eq!(one, other);
+    }
+}
+
+/// Which oracle notices, in the first of so many seeds that shows it.
+fn noticed(mutation: Mutation) -> &'static str {
+    let verdict = (0..1000).find_map(|seed| run(seed, mutation).err());
+    verdict.expect("what is wrong with the workers is noticed").violation.oracle
+}
+
+#[test]
+fn workers_that_do_not_go_on_where_others_left_off_are_noticed() {
+    for mutation in [Mutation::LosesHistory, Mutation::SkipsACall, Mutation::RepeatsACall] {
+        assert_eq!(noticed(mutation), "O-2 image", "{mutation:?}");
+    }
+}
+
+#[test]
+fn workers_that_take_values_of_an_older_run_are_noticed() {
+    assert_eq!(noticed(Mutation::TakesOldValues), "O-6 values");
 }

@@ -3,7 +3,8 @@
 use super::{Timer, Worker};
 use crate::network::{ConnectionId, HostId, Lane};
 use crate::simulation::engine::{Beginning, Run, Value};
-use crate::simulation::{Packet, World, sites};
+use crate::simulation::model::sites;
+use crate::simulation::{Packet, World};
 use bytes::Bytes;
 use protocol::handshake::PeerHandshake;
 use protocol::message::{PeerAnswer, PeerHello, Resume, ToCoordinator};
