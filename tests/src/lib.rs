@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod fixture;
+pub mod fuzzing;
 pub mod picture;
 pub mod render;
 pub mod tolerance;
