@@ -13,7 +13,7 @@ mod settle;
 pub use self::branches::{Share, ShareError};
 pub use self::pairs::{Cluster, LinkSpeed, Links, Pairs};
 pub use self::settle::{
-    DISPLACED_STEPS_MIN, GUIDANCE_MAX, PROMPT_BYTES_MAX, SIDE_MAX, STEPS_DEFAULT, STEPS_MAX, settle,
+    DISPLACED_STEPS_MIN, GUIDANCE_MAX, PROMPT_BYTES_MAX, STEPS_DEFAULT, STEPS_MAX, settle,
 };
 
 use self::branches::{Sharing, Work};

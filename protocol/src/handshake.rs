@@ -13,6 +13,7 @@ pub use peer::{PeerHandshake, read_peer_hello};
 use crate::codec::{decode_body, decode_start};
 use crate::fault::{Fault, FaultKind};
 use crate::id::WorkerId;
+use crate::identity::plain_name;
 use crate::message::{Greeting, Hello, Role};
 use crate::{RELEASE, WIRE_VERSION};
 
@@ -29,8 +30,11 @@ pub fn hello(role: Role) -> Hello {
 pub fn read_hello(body: &[u8]) -> Result<Hello, Fault> {
     let (wire, _) = decode_start::<u16>(body).map_err(|error| not_understood(&error))?;
     if wire != WIRE_VERSION {
-        let release = decode_start::<(u16, String)>(body)
-            .map_or_else(|_| "of unknown number".to_owned(), |((_, release), _)| release);
+        // A stranger's words: they go into a log, and into an answer that has a limit.
+        let release = decode_start::<(u16, String)>(body).map_or_else(
+            |_| "of unknown number".to_owned(),
+            |((_, release), _)| plain_name(&release),
+        );
         return Err(Fault::new(
             FaultKind::VersionMismatch,
             format!(
@@ -107,6 +111,14 @@ mod tests {
         for part in ["9.8.7", "wire 99", RELEASE, &format!("wire {WIRE_VERSION}")] {
             assert!(fault.cause.contains(part), "{part} is missing: {fault}");
         }
+    }
+
+    #[test]
+    fn a_strangers_release_is_repeated_as_far_as_a_line_has_room() {
+        let body = bytes((7_u16, format!("9\r\n\x1b[2J{}", "9".repeat(60_000))));
+        let fault = read_hello(&body).expect_err("wire 7");
+        assert!(fault.cause.contains("release 9---[2J999"), "{fault}");
+        assert!(fault.cause.len() < 300, "{} bytes", fault.cause.len());
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
 }
 
 /// A name as a certificate and a log line can carry it.
-fn plain_name(name: &str) -> String {
+pub(crate) fn plain_name(name: &str) -> String {
     let plain = |letter: char| if letter.is_ascii_graphic() { letter } else { '-' };
     name.chars().take(NAME_LETTERS_MAX).map(plain).collect()
 }

@@ -6,7 +6,7 @@ mod work;
 pub use shape::UNetShape;
 pub use work::ModelWork;
 
-use crate::plan::Fabric;
+use crate::plan::{Fabric, Geometry};
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -417,4 +417,13 @@ pub struct ModelCard {
     pub decode_bytes: u32,
     /// What a call computes, exchanges and holds.
     pub work: ModelWork,
+}
+
+impl ModelCard {
+    /// The latent of the smallest image that the model renders: one row unit in each direction.
+    #[must_use]
+    pub fn smallest(&self) -> Geometry {
+        let Self { row_unit, vae_factor, latent_channels: channels, .. } = *self;
+        Geometry { rows: row_unit, columns: row_unit, channels, row_unit, vae_factor }
+    }
 }

@@ -35,6 +35,12 @@ use std::net::SocketAddr;
 /// be thinner than one row unit.
 pub const RANKS_MAX: usize = 64;
 
+/// The longest side of an image in pixels: its RGB bytes must fit one frame.
+pub const SIDE_MAX: u32 = 8192;
+
+/// The most channels of a latent: models have 4 to 32.
+pub const CHANNELS_MAX: u32 = 256;
+
 /// One run of one job: every rank is given the same plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -65,6 +71,29 @@ pub struct Geometry {
     pub row_unit: u32,
     /// Pixels per latent row and column.
     pub vae_factor: u32,
+}
+
+impl Geometry {
+    /// Checks that it is one of an image that can be rendered: what follows from its numbers is no number
+    /// that overflows, and no division by zero.
+    ///
+    /// # Errors
+    /// The first number that is not.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let Self { rows, columns, channels, row_unit, vae_factor } = *self;
+        let side_max = SIDE_MAX.checked_div(vae_factor).unwrap_or(0);
+        let numbers = [
+            ("pixels per row", vae_factor, SIDE_MAX),
+            ("rows", rows, side_max),
+            ("columns", columns, side_max),
+            ("channels", channels, CHANNELS_MAX),
+            ("rows per unit", row_unit, side_max),
+        ];
+        match numbers.into_iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+            Some((what, value, most)) => Err(PlanError::Geometry { what, value, most }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// One rank of a plan.
@@ -124,13 +153,24 @@ pub enum PlanError {
     /// No rank, or more than [`RANKS_MAX`].
     #[error("a plan has 1 to {RANKS_MAX} ranks, not {0}")]
     Ranks(usize),
+    /// No image that can be rendered has such a latent.
+    #[error("a latent has 1 to {most} {what}, not {value}")]
+    Geometry {
+        /// What there are too few or too many of.
+        what: &'static str,
+        /// How many there are.
+        value: u32,
+        /// How many there may be.
+        most: u32,
+    },
     /// Branches are not the negative's ranks, then the prompt's; or there are two without guidance.
     #[error("the ranks' branches do not fit together: {0}")]
     Branches(String),
 }
 
 impl Plan {
-    /// Checks S-3 and S-4, the branches, and that there are as many ranks as a plan may have.
+    /// Checks S-3 and S-4, the branches, the latent's shape, and that there are as many ranks as a plan may
+    /// have.
     ///
     /// # Errors
     /// What is wrong, with the numbers.
@@ -138,6 +178,7 @@ impl Plan {
         if self.members.is_empty() || self.members.len() > RANKS_MAX {
             return Err(PlanError::Ranks(self.members.len()));
         }
+        self.geometry.check()?;
         let branches: Vec<Branch> = self.members.iter().map(|member| member.branch).collect();
         let split = branches.contains(&Branch::Negative) && branches.contains(&Branch::Prompt);
         let whole = branches.iter().all(|branch| *branch == Branch::Whole);

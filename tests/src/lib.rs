@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod cluster;
 pub mod fixture;
+pub mod fuzzing;
 pub mod network;
 pub mod oracle;
 pub mod picture;

@@ -46,13 +46,18 @@ impl Registry {
     /// Lets a worker in that called from `peer` and has this key.
     ///
     /// # Errors
-    /// `ModelMismatch` if the others hold another model.
+    /// `ModelMismatch` if the others hold another model, or no image can be planned for it.
     pub fn admit(
         &mut self,
         join: Join,
         peer: IpAddr,
         identity: Option<Fingerprint>,
     ) -> Result<WorkerId, Fault> {
+        // Whatever is planned is divided by the card's numbers.
+        join.model.smallest().check().map_err(|error| {
+            let cause = format!("this worker's model renders no image: {error}");
+            Fault::new(FaultKind::ModelMismatch, cause)
+        })?;
         if let Some(card) = self.model().filter(|card| !same_model(card, &join.model)) {
             return Err(Fault::new(FaultKind::ModelMismatch, mismatch(card, &join.model)));
         }
@@ -410,6 +415,23 @@ mod tests {
         assert!(fault.cause.contains("tiny (abababababab"), "{fault}");
         registry.remove(first);
         assert!(registry.admit(other, PEER, None).is_ok());
+    }
+
+    #[test]
+    fn a_card_that_nothing_can_be_planned_with_is_refused() {
+        let numbers: [fn(&mut ModelCard) -> &mut u32; 3] = [
+            |card| &mut card.row_unit,
+            |card| &mut card.vae_factor,
+            |card| &mut card.latent_channels,
+        ];
+        for number in numbers {
+            for wrong in [0, 1 << 16] {
+                let mut join = join("a");
+                *number(&mut join.model) = wrong;
+                let fault = Registry::default().admit(join, PEER, None).unwrap_err();
+                assert_eq!(fault.kind, FaultKind::ModelMismatch, "{fault}");
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::invalid;
 use protocol::Fault;
 use protocol::job::{Dtype, JobRequest, JobSpec, Mode, ModelCard, Wire};
+use protocol::plan::SIDE_MAX;
 
 /// Sampler steps when none are asked for: enough for every sampler we have.
 pub const STEPS_DEFAULT: u32 = 30;
@@ -11,8 +12,6 @@ pub const STEPS_MAX: u32 = 1000;
 /// With fewer steps than this one call changes so much of the image that values one call old cost more
 /// than they save: section 8 of the algorithm, where ten steps want several of them synchronous.
 pub const DISPLACED_STEPS_MIN: u32 = 10;
-/// The longest side of an image in pixels: its RGB bytes must fit one frame.
-pub const SIDE_MAX: u32 = 8192;
 /// The longest prompt in bytes. Encoders read 77 tokens; what is longer than this is no prompt.
 pub const PROMPT_BYTES_MAX: usize = 64 << 10;
 /// The largest guidance scale: far beyond what any model gives an image for.

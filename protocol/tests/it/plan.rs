@@ -5,7 +5,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use protocol::job::{Decode, Parallelism};
 use protocol::plan::{
-    Ask, Axis, Band, Branch, Digest, Plan, SiteSpec, SlotTable, Stage, split_evenly,
+    Ask, Axis, Band, Branch, Digest, Geometry, Plan, PlanError, SIDE_MAX, SiteSpec, SlotTable,
+    Stage, split_evenly,
 };
 use std::net::SocketAddr;
 
@@ -114,6 +115,25 @@ proptest! {
         moved.members[0].decodes.rows += 1;
         prop_assert!(Digest::new(&moved, &sites) != digest);
         prop_assert!(moved.check().is_err());
+    }
+
+    #[test]
+    fn a_latent_of_no_image_is_refused(plan in plans(), huge in SIDE_MAX / 8 + 1..) {
+        let numbers: [fn(&mut Geometry) -> &mut u32; 5] = [
+            |geometry| &mut geometry.rows,
+            |geometry| &mut geometry.columns,
+            |geometry| &mut geometry.channels,
+            |geometry| &mut geometry.row_unit,
+            |geometry| &mut geometry.vae_factor,
+        ];
+        for number in numbers {
+            for wrong in [0, huge] {
+                let mut plan = plan.clone();
+                *number(&mut plan.geometry) = wrong;
+                let refused = matches!(plan.check(), Err(PlanError::Geometry { .. }));
+                prop_assert!(refused, "{:?}: {:?}", plan.geometry, plan.check());
+            }
+        }
     }
 
     /// Every row that a rank lacks of the other branch's prediction, or of what it decodes, comes

@@ -103,6 +103,22 @@ fn the_fp16_variant_and_shards_are_the_same_model() {
 }
 
 #[test]
+fn a_shard_that_does_not_lie_beside_its_index_is_refused() {
+    let folder = folder();
+    let weights = folder.path.join(UNET);
+    fs::copy(&weights, folder.path.join("outside.safetensors")).unwrap();
+    fs::remove_file(&weights).unwrap();
+    let index = folder.path.join(format!("{UNET}.index.json"));
+    let outside = folder.path.join("outside.safetensors").display().to_string();
+    for name in [json!("../outside.safetensors"), json!(outside), json!(".."), json!(""), json!(5)]
+    {
+        let map = json!({"weight_map": {"conv_in.bias": name}});
+        fs::write(&index, map.to_string()).unwrap();
+        assert_names(&folder.refusal(), &["index.json", "`conv_in.bias`", &name.to_string()]);
+    }
+}
+
+#[test]
 fn weights_are_held_in_the_type_asked_for() {
     let folder = folder();
     let [auto, f32, bf16] =
@@ -190,7 +206,11 @@ fn what_is_not_supported_is_refused_by_name() {
             "DownBlock2D",
         ),
         ("unet/config.json", "layers_per_block", json!([1, 2]), "a positive integer"),
+        ("unet/config.json", "layers_per_block", json!(17), "up to 16"),
+        ("unet/config.json", "transformer_layers_per_block", json!(33), "up to 32"),
+        ("unet/config.json", "cross_attention_dim", json!(65537), "up to 65536"),
         ("unet/config.json", "future_feature", json!(1), "unknown"),
+        ("vae/config.json", "block_out_channels", json!(vec![32; 9]), "up to 8"),
         ("vae/config.json", "latents_mean", json!([0.1]), "null"),
         ("vae/config.json", "up_block_types", json!(["Odd"]), "UpDecoderBlock2D"),
         ("text_encoder/config.json", "hidden_act", json!("relu"), "quick_gelu"),

@@ -5,6 +5,7 @@ mod checkpoint;
 mod cluster;
 mod device;
 mod exchange_volume;
+mod fuzzing;
 mod golden_distri;
 mod golden_single;
 mod gpu;

@@ -6,6 +6,13 @@ use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+/// The largest integer that is taken. Of the models that are read only CLIP's vocabulary comes near it, and
+/// what is computed from sizes fits 64 bits up to it, if there are no more blocks than [`BLOCKS_MAX`].
+const INTEGER_MAX: usize = 1 << 16;
+
+/// The most resolutions of a network: known ones have three or four.
+pub const BLOCKS_MAX: usize = 8;
+
 /// One configuration file and which of its keys have been looked at.
 #[derive(Debug)]
 pub struct Config {
@@ -61,11 +68,9 @@ impl Config {
     pub fn positive_or(&self, key: &str, default: usize) -> Result<usize> {
         let value = match self.get(key) {
             None => default,
-            Some(value) => {
-                value.as_u64().and_then(|value| usize::try_from(value).ok()).unwrap_or(0)
-            }
+            Some(value) => as_positive(value).unwrap_or(0),
         };
-        if value == 0 { Err(self.refuse(key, "a positive integer")) } else { Ok(value) }
+        if value == 0 { Err(self.refuse(key, &positives("a positive integer"))) } else { Ok(value) }
     }
 
     /// The number at `key`, or `default`.
@@ -118,7 +123,20 @@ impl Config {
     pub fn positives(&self, key: &str) -> Result<Vec<usize>> {
         let list = self.get(key).and_then(Value::as_array).filter(|list| !list.is_empty());
         list.and_then(|list| list.iter().map(as_positive).collect())
-            .ok_or_else(|| self.refuse(key, "a list of positive integers"))
+            .ok_or_else(|| self.refuse(key, &positives("a list of positive integers")))
+    }
+
+    /// The channels of each of a network's resolutions at `key`.
+    ///
+    /// # Errors
+    /// If it is missing, empty, longer than [`BLOCKS_MAX`], or no list of positive integers.
+    pub fn blocks(&self, key: &str) -> Result<Vec<usize>> {
+        let blocks = self.positives(key)?;
+        if blocks.len() > BLOCKS_MAX {
+            let supported = format!("a list of up to {BLOCKS_MAX} positive integers");
+            return Err(self.refuse(key, &supported));
+        }
+        Ok(blocks)
     }
 
     /// The positive integers at `key`, one for each of `blocks` blocks: a list, or one for all.
@@ -132,7 +150,8 @@ impl Config {
             None => None,
         };
         list.filter(|list| list.len() == blocks).ok_or_else(|| {
-            self.refuse(key, &format!("a positive integer, or a list of {blocks} of them"))
+            let list = format!("a positive integer, or a list of {blocks} of them,");
+            self.refuse(key, &positives(&list))
         })
     }
 
@@ -173,7 +192,12 @@ impl Config {
 }
 
 fn as_positive(value: &Value) -> Option<usize> {
-    value.as_u64().and_then(|value| usize::try_from(value).ok()).filter(|value| *value > 0)
+    let value = usize::try_from(value.as_u64()?).ok()?;
+    (1..=INTEGER_MAX).contains(&value).then_some(value)
+}
+
+fn positives(what: &str) -> String {
+    format!("{what} up to {INTEGER_MAX}")
 }
 
 /// Equality in which 1 and 1.0 are the same.
@@ -218,5 +242,14 @@ mod tests {
         assert_eq!(config.per_block("one", 3).unwrap(), [4, 4, 4]);
         assert_eq!(config.per_block("all", 3).unwrap(), [1, 2, 3]);
         assert!(config.per_block("short", 3).is_err());
+    }
+
+    #[test]
+    fn sizes_that_no_model_has_are_refused() {
+        let config = config(r#"{"most": 65536, "more": 65537, "deep": [1,2,3,4,5,6,7,8,9]}"#);
+        assert_eq!(config.positive("most").unwrap(), INTEGER_MAX);
+        let refusal = config.positive("more").unwrap_err().to_string();
+        assert!(refusal.ends_with("`more` is `65537`; supported: a positive integer up to 65536"));
+        assert!(config.positives("deep").is_ok() && config.blocks("deep").is_err());
     }
 }

@@ -10,6 +10,7 @@ use protocol::job::Dtype;
 use safetensors::tensor::{Dtype as FileDtype, Metadata};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// The longest safetensors header we read: SDXL's has 180 KiB; the format's own limit is 100 MB.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -113,7 +114,16 @@ impl Weights {
             serde_json::from_slice(bytes).map_err(|error| corrupt(&error.to_string()))?;
         let map = json.get("weight_map").and_then(|map| map.as_object());
         let map = map.ok_or_else(|| corrupt("it has no `weight_map`"))?;
-        let mut names: Vec<&str> = map.values().filter_map(|name| name.as_str()).collect();
+        // A shard lies beside its index: a checkpoint from elsewhere names no other file of this machine.
+        let plain = |name: &&str| Path::new(name).file_name().is_some_and(|file| file == *name);
+        let shard =
+            |(tensor, name): (&String, &serde_json::Value)| match name.as_str().filter(plain) {
+                Some(name) => Ok(name.to_owned()),
+                None => Err(corrupt(&format!(
+                    "the shard of `{tensor}` is {name}, which is no file name"
+                ))),
+            };
+        let mut names = map.iter().map(shard).collect::<Result<Vec<String>>>()?;
         names.sort_unstable();
         names.dedup();
         for name in names {
@@ -142,6 +152,13 @@ impl Weights {
             serde_json::from_slice(&header[8..]).map_err(|error| corrupt(error.to_string()))?;
         for (name, info) in metadata.tensors().into_iter().collect::<BTreeMap<_, _>>() {
             let (start, end) = info.data_offsets;
+            let data_len = shard.blob.len() - (header_len + 8);
+            if end as u64 > data_len {
+                return Err(corrupt(format!(
+                    "the tensor `{name}` ends {} bytes after the file's end (truncated?)",
+                    end as u64 - data_len
+                )));
+            }
             let entry = Entry {
                 shard: self.shards.len(),
                 dtype: info.dtype,
@@ -149,12 +166,6 @@ impl Weights {
                 start: header_len + 8 + start as u64,
                 len: end.saturating_sub(start),
             };
-            if entry.start + entry.len as u64 > shard.blob.len() {
-                return Err(corrupt(format!(
-                    "the tensor `{name}` ends {} bytes after the file's end (truncated?)",
-                    entry.start + entry.len as u64 - shard.blob.len()
-                )));
-            }
             self.tensors.insert(name, entry);
         }
         self.shards.push(shard);

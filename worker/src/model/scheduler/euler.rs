@@ -72,5 +72,6 @@ pub(super) fn slope(ratio: f32, prediction: Prediction) -> (f64, f64) {
 fn ancestral_split(from: f32, to: f32) -> (f64, f64) {
     let (from, to) = (f64::from(from).powi(2), f64::from(to).powi(2));
     let up = to * (from - to) / from;
-    ((to - up).sqrt(), up.sqrt())
+    // Far apart, nearly all of `to` is fresh noise, and rounding may make it more than all.
+    ((to - up).max(0.0).sqrt(), up.sqrt())
 }

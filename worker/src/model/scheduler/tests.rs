@@ -238,6 +238,13 @@ fn what_a_kind_cannot_do_is_refused_by_name() {
             8,
             "`rescale_betas_zero_snr` is true; supported: false with prediction_type epsilon",
         ),
+        (
+            json!({"beta_end": 0.9}),
+            "dpmpp-2m-karras",
+            1,
+            "`beta_end` is 0.9; supported: what leaves",
+        ),
+        (json!({"beta_start": 1e-9}), "ddim", 8, "`beta_start` is 1e-9; supported: what leaves"),
     ] {
         let config = SchedulerConfig::parse(&changed(&base, &change)).unwrap();
         let error = config.build(kind.parse().unwrap(), steps).unwrap_err().to_string();

@@ -6,6 +6,12 @@ use crate::model::nn::embedding::Sinusoid;
 use protocol::job::{ModelWork, UNetShape};
 use serde_json::{Value, json};
 
+/// The most residual blocks per resolution: known networks have one to three.
+const LAYERS_MAX: usize = 16;
+
+/// The most transformer blocks per attention: SDXL has ten.
+const TRANSFORMER_LAYERS_MAX: usize = 32;
+
 /// What `UNet2DConditionModel`'s configuration says, as far as we support it.
 #[derive(Clone, Debug)]
 pub struct UNetConfig {
@@ -76,7 +82,7 @@ impl UNetConfig {
     /// Names the first key whose value is not supported.
     pub fn read(config: &Config) -> Result<Self> {
         check_fixed(config)?;
-        let block_channels = config.positives("block_out_channels")?;
+        let block_channels = config.blocks("block_out_channels")?;
         let blocks = block_channels.len();
         let down_attention =
             attention(config, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D", blocks)?;
@@ -107,7 +113,7 @@ impl UNetConfig {
             block_channels,
         };
         config.finish()?;
-        read.check_divisions(config)?;
+        read.check(config)?;
         Ok(read)
     }
 
@@ -117,7 +123,15 @@ impl UNetConfig {
         self.block_channels.len() - 1
     }
 
-    fn check_divisions(&self, config: &Config) -> Result<()> {
+    fn check(&self, config: &Config) -> Result<()> {
+        let up_to = |most| format!("a positive integer up to {most}");
+        if self.layers_per_block > LAYERS_MAX {
+            return Err(config.refuse("layers_per_block", &up_to(LAYERS_MAX)));
+        }
+        if self.transformer_layers.iter().any(|layers| *layers > TRANSFORMER_LAYERS_MAX) {
+            let supported = up_to(TRANSFORMER_LAYERS_MAX);
+            return Err(config.refuse("transformer_layers_per_block", &supported));
+        }
         for (channels, heads) in self.block_channels.iter().zip(&self.heads) {
             if !channels.is_multiple_of(self.norm_groups) {
                 return Err(config.refuse("norm_num_groups", "a divisor of every block's channels"));

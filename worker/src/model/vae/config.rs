@@ -36,7 +36,7 @@ impl VaeConfig {
         config.only("out_channels", &[json!(3)])?;
         config.only("latents_mean", &[])?;
         config.only("latents_std", &[])?;
-        let block_channels = config.positives("block_out_channels")?;
+        let block_channels = config.blocks("block_out_channels")?;
         let kinds = config.texts("up_block_types")?;
         if kinds.len() != block_channels.len()
             || kinds.iter().any(|kind| *kind != "UpDecoderBlock2D")

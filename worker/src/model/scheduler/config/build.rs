@@ -101,7 +101,9 @@ impl SchedulerConfig {
         })
     }
 
-    fn alphas_cumprod(&self, kind: SchedulerKind) -> Vec<f32> {
+    /// What is left of the image's variance at each training timestep. Where nothing is, or nothing but the
+    /// image, no sampler can divide by it; that zero SNR leaves nothing at the last is known to all.
+    fn alphas_cumprod(&self, kind: SchedulerKind) -> Result<Vec<f32>, SchedulerError> {
         let (curve, start, end) = match kind {
             SchedulerKind::Lcm => (BetaCurve::ScaledLinear, 0.00085, 0.012),
             SchedulerKind::Heun => (BetaCurve::Linear, 0.00085, 0.012),
@@ -110,18 +112,25 @@ impl SchedulerConfig {
         let curve = self.beta_curve.unwrap_or(curve);
         let (start, end) = (self.beta_start.unwrap_or(start), self.beta_end.unwrap_or(end));
         let alphas = alphas_cumprod(curve, start, end, self.train);
-        if self.zero_snr { rescale_zero_terminal_snr(&alphas) } else { alphas }
+        let alphas = if self.zero_snr { rescale_zero_terminal_snr(&alphas) } else { alphas };
+        let mixed = &alphas[..self.train - usize::from(self.zero_snr)];
+        if mixed.iter().all(|alpha| alpha.is_normal() && *alpha < 1.0) {
+            return Ok(alphas);
+        }
+        let (key, value) = if alphas[0] < 1.0 { ("beta_end", end) } else { ("beta_start", start) };
+        let supported = "what leaves both image and noise at every training timestep";
+        Err(unsupported(key, &Value::from(value), supported))
     }
 
     /// Noise to image ratios of training.
-    fn training_ratios(&self, kind: SchedulerKind) -> Vec<f32> {
-        let mut alphas = self.alphas_cumprod(kind);
+    fn training_ratios(&self, kind: SchedulerKind) -> Result<Vec<f32>, SchedulerError> {
+        let mut alphas = self.alphas_cumprod(kind)?;
         if self.zero_snr
             && let Some(last) = alphas.last_mut()
         {
             *last = 1.0 / (1u32 << 24) as f32; // the ratio of pure noise would be infinite
         }
-        noise_ratios(&alphas)
+        Ok(noise_ratios(&alphas))
     }
 
     /// The noise levels that a run of `kind` visits.
@@ -130,7 +139,7 @@ impl SchedulerConfig {
         kind: SchedulerKind,
         steps: usize,
     ) -> Result<Sigmas, SchedulerError> {
-        let training = self.training_ratios(kind);
+        let training = self.training_ratios(kind)?;
         let spacing = self.spacing(kind);
         let solver = matches!(
             kind,
@@ -201,7 +210,7 @@ impl SchedulerConfig {
 
     fn ddim(&self, steps: usize) -> Result<Ddim, SchedulerError> {
         let kind = SchedulerKind::Ddim;
-        let alphas = self.alphas_cumprod(kind);
+        let alphas = self.alphas_cumprod(kind)?;
         let timesteps = self.timesteps(kind, steps)?;
         self.refuse_division_by_zero(alphas[timesteps[0]])?;
         let own = self.kind == kind;
@@ -220,7 +229,7 @@ impl SchedulerConfig {
     }
 
     fn lcm(&self, steps: usize) -> Result<Lcm, SchedulerError> {
-        let alphas = self.alphas_cumprod(SchedulerKind::Lcm);
+        let alphas = self.alphas_cumprod(SchedulerKind::Lcm)?;
         let timesteps = Lcm::timesteps(self.train, self.original_inference_steps, steps);
         self.refuse_division_by_zero(alphas[timesteps[0]])?;
         let levels = timesteps.iter().map(|&t| NoiseLevel::from_alpha_cumprod(alphas[t]));
@@ -235,7 +244,7 @@ impl SchedulerConfig {
 
     fn pndm(&self, steps: usize) -> Result<Pndm, SchedulerError> {
         let kind = SchedulerKind::Pndm;
-        let alphas = self.alphas_cumprod(kind);
+        let alphas = self.alphas_cumprod(kind)?;
         let mut timesteps = self.timesteps(kind, steps)?;
         if steps > 1 {
             timesteps.insert(1, timesteps[1]);

@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(config, 8 << 20);

@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(frame, 1 << 20);

@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(identity, 8 << 20);

@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(plan, 32 << 20);

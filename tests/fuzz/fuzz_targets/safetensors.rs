@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(safetensors, 8 << 20);

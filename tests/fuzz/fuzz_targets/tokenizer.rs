@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(tokenizer, 64 << 20);
