@@ -309,7 +309,8 @@ class Trial:
 
     def strike(self, variants):
         """Does a fault, and plans the next."""
-        well = [worker for worker in self.cluster.workers if worker.fault is None and worker.process]
+        there = {worker["name"] for worker in self.cluster.status()["workers"]}
+        well = [worker for worker in self.cluster.workers if worker.fault is None and worker.name() in there]
         kind = self.random.choices(list(self.weights), self.weights.values())[0]
         victims = self.random.sample(well, {"loss": 0, "cut": 2}.get(kind, 1)) if len(well) > 1 else None
         if victims is not None and not (kind == "loss" and self.lossy()):
@@ -455,10 +456,10 @@ def main():
     parser.add_argument("--fabrics", type=lambda text: text.split(","), default=["tcp", "quic", "shm"], help="[default: tcp,quic,shm]")
     parser.add_argument("--jobs", type=int, default=200, help="for each fabric [default: 200]")
     parser.add_argument("--faults", type=lambda text: text.split(","), default=list(LASTS), help=f"[default: {','.join(LASTS)}]")
-    parser.add_argument("--gap", type=float, default=4, help="mean seconds from fault to fault [default: 4]")
+    parser.add_argument("--gap", type=float, default=3, help="mean seconds from fault to fault [default: 3]")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and their moments [default: 1]")
     parser.add_argument("--size", type=int, default=256, help="of the images, in pixels [default: 256]")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--keep", metavar="DIR", help="keep logs and images there, in a new folder for each fabric")
     asked = parser.parse_args()
     if os.geteuid() != 0:
