@@ -249,7 +249,9 @@ class Trial:
         if event["event"] in ("started", "resumed"):
             job.bands, job.goes_on = {band["rank"]: band["worker"] for band in event["bands"]}, True
         if event["event"] == "interrupted":
-            job.broke.append(self.cause(job, event["fault"], now))
+            # Bands that are shared anew, because workers came back, are nobody's fault.
+            if event["fault"]["kind"] != "replanned":
+                job.broke.append(self.cause(job, event["fault"], now))
             job.goes_on = False
         # Only a step of the next run counts: the last of the broken one may be on its way.
         if event["event"] == "step" and job.goes_on and job.broke:
@@ -309,7 +311,8 @@ class Trial:
 
     def strike(self, variants):
         """Does a fault, and plans the next."""
-        well = [worker for worker in self.cluster.workers if worker.fault is None and worker.process]
+        there = {worker["name"] for worker in self.cluster.status()["workers"]}
+        well = [worker for worker in self.cluster.workers if worker.fault is None and worker.name() in there]
         kind = self.random.choices(list(self.weights), self.weights.values())[0]
         victims = self.random.sample(well, {"loss": 0, "cut": 2}.get(kind, 1)) if len(well) > 1 else None
         if victims is not None and not (kind == "loss" and self.lossy()):
@@ -405,7 +408,7 @@ def chaos(asked, fabric):
             trial.surprise("not all jobs finish that come after the faults")
         return {
             "fabric": fabric, "seconds": seconds, "surprises": trial.surprises, "jobs": jobs, "faults": trial.faults,
-            "recoveries": sum(len(job.find("finished")["recoveries"]) for job in jobs if job.outcome == "finished"),
+            "recoveries": [once["fault"]["kind"] for job in jobs if job.outcome == "finished" for once in job.find("finished")["recoveries"]],
         }
 
 
@@ -418,13 +421,14 @@ def figures(seconds):
 
 
 def tables(found):
-    yield "| fabric | faults | jobs accepted | finished | refused for want of memory | lost | recoveries | fault to next step, s: median | p99 | largest |"
-    yield "|" + "---|" * 10
+    yield "| fabric | faults | jobs accepted | finished | refused for want of memory | lost | broke off and went on | workers taken in again | fault to next step, s: median | p99 | largest |"
+    yield "|" + "---|" * 11
     for one in found:
         of = collections.Counter(job.outcome for job in one["jobs"])
         accepted = sum(job.find("accepted") is not None for job in one["jobs"])
         seconds = [value for fault in one["faults"] for value in fault.seconds]
-        cells = [f"`{one['fabric']}`", len(one["faults"]), accepted, of["finished"], of["refused"], of["lost"], one["recoveries"], *figures(seconds)]
+        broke, grew = (sum((kind == "replanned") == planned for kind in one["recoveries"]) for planned in (False, True))
+        cells = [f"`{one['fabric']}`", len(one["faults"]), accepted, of["finished"], of["refused"], of["lost"], broke, grew, *figures(seconds)]
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""
     yield "| fault | fabric | times | broke a job off | fault to next step, s: median | p99 | largest |"
@@ -455,10 +459,10 @@ def main():
     parser.add_argument("--fabrics", type=lambda text: text.split(","), default=["tcp", "quic", "shm"], help="[default: tcp,quic,shm]")
     parser.add_argument("--jobs", type=int, default=200, help="for each fabric [default: 200]")
     parser.add_argument("--faults", type=lambda text: text.split(","), default=list(LASTS), help=f"[default: {','.join(LASTS)}]")
-    parser.add_argument("--gap", type=float, default=4, help="mean seconds from fault to fault [default: 4]")
+    parser.add_argument("--gap", type=float, default=3, help="mean seconds from fault to fault [default: 3]")
     parser.add_argument("--seed", type=int, default=1, help="of the faults and their moments [default: 1]")
     parser.add_argument("--size", type=int, default=256, help="of the images, in pixels [default: 256]")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--keep", metavar="DIR", help="keep logs and images there, in a new folder for each fabric")
     asked = parser.parse_args()
     if os.geteuid() != 0:

@@ -35,6 +35,11 @@ impl Director {
         self.registry.candidates().iter().any(|each| !active.failed_on.contains(&each.worker))
     }
 
+    /// Whether a worker rests, or the job failed on it, which does not pass.
+    pub(super) fn ails(&self, active: &Active, worker: WorkerId) -> bool {
+        self.resting.contains_key(&worker) || active.failed_on.contains(&worker)
+    }
+
     /// Those of `idle` that do not rest, if a job can have enough of them.
     pub(super) fn rested(&self, idle: Vec<Candidate>, request: &JobRequest) -> Vec<Candidate> {
         let rests = |each: &&Candidate| !self.resting.contains_key(&each.worker);

@@ -271,7 +271,7 @@ impl Director {
         let members = &active.run.plan().members;
         let takes_part = |each: &Candidate| members.iter().any(|m| m.worker == each.worker);
         let mut idle = self.registry.idle();
-        idle.retain(|each| !self.resting.contains_key(&each.worker));
+        idle.retain(|each| !self.ails(active, each.worker));
         let mut all = self.registry.candidates();
         all.retain(|each| takes_part(each) || idle.contains(each));
         let links = self.registry.broken(self.now);
