@@ -65,6 +65,28 @@ fn a_seed_always_has_the_same_story() {
     }
 }
 
+/// Seeds that showed what has been mended since: each fails without that.
+#[test]
+fn what_was_found_once_stays_mended() {
+    let found = [
+        (1306, "a worker that hung while its run was aborted kept all later jobs waiting for ever"),
+        (
+            8074,
+            "a worker whose computation hung joined again at once, and its new part never began",
+        ),
+        (2321, "a worker that joined again before its old session had ended was planned twice"),
+        (380, "a job with --cfg-split on failed when one worker was left of two"),
+        (16298, "a late report of the branch without rows took the checkpoint back a call"),
+        (
+            879,
+            "an end was told before the full disk took it, and the next coordinator rendered again",
+        ),
+    ];
+    for (seed, what) in found {
+        run(seed, Mutation::None).unwrap_or_else(|failure| panic!("{what}, again: {failure}"));
+    }
+}
+
 /// Which oracle notices, in the first of so many seeds that shows it.
 fn noticed(mutation: Mutation) -> &'static str {
     let verdict = (0..1000).find_map(|seed| run(seed, mutation).err());
