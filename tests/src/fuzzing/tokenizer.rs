@@ -15,8 +15,8 @@ const PROMPTS: &[&str] = &[
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaa",
 ];
 
-/// `vocab.json`, `merges.txt`, `tokenizer_config.json`, `special_tokens_map.json` and a prompt, with
-/// [`BETWEEN`] between them: whatever is typed becomes as many ids as the encoder reads, all of the
+/// `vocab.json`, `merges.txt`, `tokenizer_config.json`, `special_tokens_map.json` and a prompt, with a
+/// zero byte between them: whatever is typed becomes as many ids as the encoder reads, all of the
 /// vocabulary.
 pub fn tokenizer(data: &[u8]) {
     let mut parts = data.split(|byte| *byte == BETWEEN);
