@@ -180,7 +180,7 @@ impl Simulation {
             }
             Kind::Hang { host, time } => {
                 let until = time.map_or(Duration::MAX, |time| now + time);
-                self.workers[host - 1].hang(now, until);
+                self.workers[host - 1].hang(until, &mut self.world);
                 self.later(time, Remedy::Nothing);
             }
             Kind::Slow { host, times, time } => {

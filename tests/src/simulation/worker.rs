@@ -44,6 +44,8 @@ pub enum Timer {
     Parked(ConnectionId),
     /// An operation is done.
     Computed(u64),
+    /// The compute thread may go on.
+    Unhung,
 }
 
 /// A worker's process and its machine.
@@ -109,9 +111,13 @@ impl Worker {
     }
 
     /// Its compute thread does nothing until then.
-    pub fn hang(&mut self, now: Duration, until: Duration) {
+    pub fn hang(&mut self, until: Duration, world: &mut World) {
+        let now = world.now;
         let (since, before) = self.hung.filter(|(_, end)| *end > now).unwrap_or((now, now));
         self.hung = Some((since, until.max(before)));
+        if until < Duration::MAX {
+            world.wake(self.host, until - now, Timer::Unhung);
+        }
     }
 
     /// It is woken.
@@ -124,6 +130,7 @@ impl Worker {
             Timer::Unopened(turn) => self.give_opening_up(turn, world),
             Timer::Parked(caller) => self.refuse_parked(caller, world),
             Timer::Computed(operation) => self.computed(operation, world),
+            Timer::Unhung => self.go_on(world),
         }
     }
 
@@ -203,6 +210,9 @@ impl Worker {
                 self.current = self.waiting.pop_front();
                 let Some(run) = &mut self.current else { return };
                 run.begin();
+            }
+            if self.hung.is_some_and(|(_, until)| until > world.now) {
+                return; // also when what it waits for has come
             }
             let Some(run) = &mut self.current else { return };
             let next = run.advance(world.now);
