@@ -5,8 +5,7 @@
 //!   the other, and sooner than the others render any.
 
 use super::{Active, Director};
-use crate::planner::{Candidate, Wish};
-use protocol::job::JobRequest;
+use crate::planner::Candidate;
 use protocol::{Fault, WorkerId};
 use std::time::Duration;
 
@@ -40,24 +39,24 @@ impl Director {
         self.resting.contains_key(&worker) || active.failed_on.contains(&worker)
     }
 
-    /// Those of `idle` that do not rest, if a job can have enough of them.
-    pub(super) fn rested(&self, idle: Vec<Candidate>, request: &JobRequest) -> Vec<Candidate> {
+    /// Those of `idle` that do not rest, if they are `enough`.
+    pub(super) fn rested(&self, idle: Vec<Candidate>, enough: u16) -> Vec<Candidate> {
         let rests = |each: &&Candidate| !self.resting.contains_key(&each.worker);
         let rested: Vec<Candidate> = idle.iter().filter(rests).cloned().collect();
-        let enough = rested.len() >= Wish::from(request).fewest().into();
-        if enough { rested } else { idle }
+        if rested.len() >= enough.into() { rested } else { idle }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::director::Effect;
+    use crate::director::{EXPLANATION_PATIENCE, Effect, GATHER_PATIENCE};
     use crate::planner::tests::{card, request};
     use bytes::Bytes;
+    use protocol::job::{CfgSplit, JobRequest};
     use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
     use protocol::plan::Offer;
-    use protocol::{FaultKind, RunId};
+    use protocol::{FaultKind, Rank, RunId};
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
     const CLIENT: u64 = 1;
@@ -139,6 +138,32 @@ mod tests {
         }
         let on: Vec<WorkerId> = submit(&mut director).iter().map(|(worker, _)| *worker).collect();
         assert_eq!(on, [workers[0], workers[2]], "the other one rests");
+    }
+
+    #[test]
+    fn r6_a_worker_that_was_left_out_for_another_takes_part_once_the_job_failed_on_that() {
+        let (mut director, workers) = cluster(2);
+        let request = JobRequest { cfg_split: CfgSplit::On, ..request() };
+        director.submit(CLIENT, request, 7, START);
+        let run = started(&director.effects())[0].1;
+        let fault = Fault::new(FaultKind::PeerLost, "cut").on(Rank(1)).with(Rank(0));
+        let said = ToCoordinator::Failed { run, fault };
+        director.worker_said(workers[1], said, Bytes::new(), START);
+        director.worker_said(workers[0], ToCoordinator::Aborted { run }, Bytes::new(), START);
+        let wait = |director: &mut Director, now| {
+            workers.iter().for_each(|worker| director.worker_heard(*worker, now));
+            director.tick(now);
+        };
+        wait(&mut director, START + EXPLANATION_PATIENCE);
+        let parts = started(&director.effects());
+        assert_eq!(parts.len(), 1, "they cannot exchange");
+        assert_eq!(parts[0].0, workers[0]);
+        assert!(!failed(&fail(&mut director, parts[0], &[])));
+        // It was at no part of the last run: perhaps others come who were.
+        wait(&mut director, START + GATHER_PATIENCE);
+        let parts = started(&director.effects());
+        assert_eq!(parts.len(), 1);
+        assert_eq!(parts[0].0, workers[1]);
     }
 
     #[test]

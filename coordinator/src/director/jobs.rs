@@ -115,8 +115,8 @@ impl Director {
 
     /// The workers that can be given something: idle, rested and not cut off from each other.
     pub(super) fn candidates(&self, request: &JobRequest) -> Vec<Candidate> {
-        let idle = self.rested(self.registry.idle(), request);
-        fabrics::connected(idle, &request.fabrics, &self.registry.broken(self.now))
+        let rested = self.rested(self.registry.idle(), Wish::from(request).fewest());
+        fabrics::connected(rested, &request.fabrics, &self.registry.broken(self.now))
     }
 
     /// A plan for the next job.

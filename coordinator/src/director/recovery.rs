@@ -148,11 +148,15 @@ impl Director {
     /// A plan for what is left of a job, and from where it goes on. None: it has to wait.
     fn replan(&self, active: &Active) -> Result<Option<(Placed, Option<Checkpoint>)>, Fault> {
         let (old, request) = (active.run.plan(), &active.asked.request);
-        let mut candidates = self.candidates(request);
+        let links = self.registry.broken(self.now);
+        // Those on which it failed must not keep others out that are cut off from them.
+        let mut idle = self.registry.idle();
+        idle.retain(|each| !active.failed_on.contains(&each.worker));
+        let rested = self.rested(idle, 1);
+        let mut candidates = fabrics::connected(rested, &request.fabrics, &links);
         // Whoever was at it comes first: it has the fewest bands to move.
         let was_there = |each: &Candidate| old.members.iter().any(|m| m.worker == each.worker);
         candidates.sort_by_key(|each| !was_there(each));
-        candidates.retain(|each| !active.failed_on.contains(&each.worker));
         if let Some(broken) = active.broken.as_ref().filter(|_| !active.failed_on.is_empty())
             && !self.others(active)
         {
@@ -161,7 +165,6 @@ impl Director {
         let Some(card) = self.registry.model().filter(|_| !candidates.is_empty()) else {
             return Ok(None);
         };
-        let links = self.registry.broken(self.now);
         let since = active.broken.as_ref().map_or(self.now, |broken| broken.since);
         // If all are gone it was this process, or its network: they come back one after the other.
         let nobody = !candidates.iter().any(was_there);

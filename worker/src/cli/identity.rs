@@ -32,6 +32,9 @@ const MEMORY: &str = "memory";
 pub(super) struct IdentityArgs {
     #[arg(long, help = TOKEN_HELP, conflicts_with = "insecure")]
     token: Option<String>,
+    /// A file that holds the token, as container secrets are; looked at only if a token is needed.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token", "insecure"])]
+    token_file: Option<PathBuf>,
     #[arg(long, value_name = "DIR", help = FOLDER_HELP, conflicts_with = "insecure")]
     identity: Option<PathBuf>,
     /// Neither prove who this is nor ask: for a coordinator on this machine that was started so.
@@ -92,11 +95,18 @@ impl IdentityArgs {
     }
 
     fn given_token(&self) -> anyhow::Result<Token> {
-        let token = self.token.clone().or_else(|| std::env::var(TOKEN_VARIABLE).ok());
+        let token = match &self.token_file {
+            // Others may read it: whoever hands out secrets sets modes, and this one is soon worthless.
+            Some(path) => Some(
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read the token in {}", path.display()))?,
+            ),
+            None => self.token.clone().or_else(|| std::env::var(TOKEN_VARIABLE).ok()),
+        };
         let Some(token) = token else {
             bail!(
                 "a new worker needs a token: `coordinator token`, on the coordinator's machine, prints \
-                 one for --token or {TOKEN_VARIABLE}; or if the coordinator is on this machine and was \
+                 one for --token, --token-file or {TOKEN_VARIABLE}; or if the coordinator is on this machine and was \
                  started with --insecure, give --insecure"
             );
         };
@@ -186,7 +196,7 @@ mod tests {
     use super::*;
 
     fn arguments() -> IdentityArgs {
-        IdentityArgs { token: None, identity: None, insecure: false }
+        IdentityArgs { token: None, token_file: None, identity: None, insecure: false }
     }
 
     #[test]

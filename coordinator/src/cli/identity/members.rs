@@ -2,6 +2,7 @@
 
 use super::super::ADDRESS_DEFAULT;
 use super::FolderArgs;
+use crate::identity::FolderError;
 use anyhow::{Context, bail};
 use protocol::identity::{Role, Token};
 use protocol::transport::enrol;
@@ -15,6 +16,9 @@ const TOKEN_HELP: &str = "A client's token, from `coordinator token --role clien
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct InitArgs {
+    /// Keep the cluster that is there, if one is: for what starts a coordinator unattended.
+    #[arg(long)]
+    keep: bool,
     #[command(flatten)]
     folder: FolderArgs,
 }
@@ -46,6 +50,15 @@ pub(crate) struct RevokeArgs {
 /// Makes a cluster's authority, its coordinator's credentials and a client's.
 pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
     let folder = arguments.folder.find()?;
+    if arguments.keep {
+        match folder.authority() {
+            Err(FolderError::Missing { .. }) => {}
+            found => {
+                let (cluster, place) = (found?.fingerprint().short(), folder.path().display());
+                return say(&format!("kept the cluster {cluster} in {place}\n"));
+            }
+        }
+    }
     let authority = folder.init(&own_name())?;
     let given = arguments.folder.identity.as_ref();
     let option = given.map_or_else(String::new, |at| format!(" --identity {}", at.display()));

@@ -7,7 +7,9 @@ use crate::identity::{Folder, now};
 use anyhow::bail;
 use clap::{Subcommand, ValueEnum};
 use protocol::identity::{Role, Terms, TokenError, TokenId};
+use protocol::keyfile;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,6 +27,9 @@ pub(crate) struct TokenArgs {
     /// How many processes it makes members.
     #[arg(long, value_name = "N", default_value = "1")]
     uses: NonZeroU32,
+    /// Write it there, for this user alone to read, and print but its number [default: print it].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     folder: FolderArgs,
 }
@@ -74,7 +79,9 @@ fn make(folder: &Folder, arguments: &TokenArgs) -> anyhow::Result<ExitCode> {
     let expires = now + arguments.lifetime.as_secs();
     let terms = Terms { role, expires, uses: arguments.uses.get() };
     let token = folder.change(|trust| trust.tokens.make(terms, authority, now))??;
-    say(&format!("{token}\n"))
+    let Some(out) = &arguments.out else { return say(&format!("{token}\n")) };
+    keyfile::write(out, &format!("{token}\n"))?;
+    say(&format!("wrote the token {} to {}\n", token.id, out.display()))
 }
 
 fn list(trust: &Trust, now: u64) -> String {

@@ -174,6 +174,34 @@ fn a_worker_comes_back_without_its_token_and_a_client_becomes_a_member_elsewhere
 }
 
 #[test]
+fn a_cluster_is_made_once_and_a_token_crosses_in_a_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let identity = within(scratch.path(), "ours");
+    let init = ["init", "--keep", "--identity", &identity];
+    assert_names(&succeed(&init), &["made the cluster"]);
+    let authority = || std::fs::read(Path::new(&identity).join("authority.pem")).unwrap();
+    let made = authority();
+    assert_names(&succeed(&init), &["kept the cluster"]);
+    assert_eq!(authority(), made);
+    assert_names(&text(&coordinator(&["init", "--identity", &identity]).stderr), &["already"]);
+
+    let address = free_address().to_string();
+    let coordinator =
+        Process::start("coordinator", &["serve", "--listen", &address, "--identity", &identity]);
+    coordinator.wait_for("listening on");
+    let (file, kept) = (within(scratch.path(), "token"), scratch.path().join("worker"));
+    let join = || join_as(&address, &kept, &["--token-file", &file]);
+    assert_names(&refused(&address, &kept, &["--token-file", &file]), &["cannot read", &file]);
+    let said = succeed(&["token", "--identity", &identity, "--out", &file]);
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert!(said.contains(&file) && !said.contains(token.trim()), "{said}");
+    join().wait_for("became a member");
+    // What is a member needs it no more.
+    std::fs::remove_file(&file).unwrap();
+    join().wait_for("this is the worker");
+}
+
+#[test]
 fn what_is_not_protected_stays_on_loopback_and_is_asked_for() {
     let scratch = tempfile::tempdir().unwrap();
     let none = scratch.path().join("none").display().to_string();
