@@ -470,8 +470,11 @@ def main():
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     print(f"seed {asked.seed}", file=sys.stderr)
-    found = [chaos(asked, fabric) for fabric in asked.fabrics]
-    print("\n".join(tables(found)))
+    found = []
+    for fabric in asked.fabrics:
+        found.append(chaos(asked, fabric))
+        # Each time, so that whoever has no more patience has what there is.
+        print("\n".join(tables(found)), end="\n\n", flush=True)
     if any(job.outcome not in ("finished", "refused") for one in found for job in one["jobs"]):
         sys.exit(1)
 
