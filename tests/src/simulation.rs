@@ -1,5 +1,5 @@
 //! A whole cluster in one thread, on virtual time, from one seed: the real decisions of the coordinator
-//! ([`coordinator::director`]), simulated workers that obey the protocol as real ones do, clients, and a
+//! ([`Director`](::coordinator::director::Director)), simulated workers that obey the protocol as real ones do, clients, and a
 //! [`network`](crate::network) that does what networks do. The [`oracle`](crate::oracle) says what must
 //! hold.
 //!
