@@ -149,6 +149,7 @@ impl LocalCluster {
     /// Waits until a worker ends in a way that ends the cluster: by its own decision, before all had joined, or as
     /// the last one. Of one that something killed the others take the work over.
     pub async fn worker_died(&mut self) -> LaunchError {
+        let mut known = Vec::new();
         loop {
             let complete = self.coordinator.admitted() >= self.workers.len();
             let mut dead = Vec::new();
@@ -158,12 +159,15 @@ impl LocalCluster {
             let decides = |(_, status): &&(usize, ExitStatus)| {
                 !complete || status.signal().is_none() || dead.len() == self.workers.len()
             };
-            if let Some((number, status)) = dead.iter().find(decides).copied() {
+            // Of several it is the one that was alive until now that decided.
+            let new = |(number, _): &&(usize, ExitStatus)| !known.contains(number);
+            if let Some((number, status)) = dead.iter().filter(new).find(decides).copied() {
                 // What it logged last may still be on its way.
                 sleep(LOOK).await;
                 let (process, log) = (self.workers[number].process, self.workers[number].log());
                 return LaunchError::WorkerDied { number, process, status, log };
             }
+            known = dead.iter().map(|(number, _)| *number).collect();
             sleep(LOOK).await;
         }
     }

@@ -3,6 +3,7 @@
 use super::HANDSHAKE_DEADLINE;
 use crate::identity::{IdentityError, PeerIdentity, Role};
 use crate::tls::{self, Security, server_name};
+use rustix::net::sockopt;
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, ServerConfig};
 use std::fmt;
@@ -11,6 +12,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, ToSocketAddrs};
 use tokio::time::timeout;
@@ -50,13 +52,20 @@ pub enum ConnectError {
     Slow,
 }
 
+/// A connection on which nothing was heard for so long is asked whether it is there: seldom beside what is said anyway.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// How often it is asked, if it does not answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often in all, until it counts as broken: a router that starts again takes its time.
+const KEEPALIVE_RETRIES: u32 = 3;
+
 impl Connection {
     /// A connection over TCP that nothing protects.
     ///
     /// # Errors
     /// If the socket is broken.
     pub fn plain(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
+        prepare(&stream)?;
         let peer = stream.peer_addr()?;
         let (reading, writing) = stream.into_split();
         Ok(Self { peer, identity: None, reading: Box::new(reading), writing: Box::new(writing) })
@@ -121,13 +130,23 @@ impl Security {
     }
 }
 
+/// What is said is sent at once, and a machine that vanished without a word is missed: one that only listens, as a
+/// command that follows a job does, would else wait for ever.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    Ok(sockopt::set_tcp_keepcnt(stream, KEEPALIVE_RETRIES)?)
+}
+
 /// The TLS handshake with a process that was called.
 pub(super) async fn call(
     stream: TcpStream,
     config: Arc<ClientConfig>,
     role: Role,
 ) -> Result<Connection, ConnectError> {
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     let peer = stream.peer_addr()?;
     let handshake = TlsConnector::from(config).connect(server_name(), stream);
     let stream = timeout(HANDSHAKE_DEADLINE, handshake).await.map_err(|_| ConnectError::Slow)?;
@@ -148,7 +167,7 @@ pub(super) async fn call(
 
 /// The TLS handshake with a caller.
 async fn answer(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Connection, ConnectError> {
-    stream.set_nodelay(true)?;
+    prepare(&stream)?;
     let peer = stream.peer_addr()?;
     let handshake = TlsAcceptor::from(config).accept(stream);
     let stream = timeout(HANDSHAKE_DEADLINE, handshake).await.map_err(|_| ConnectError::Slow)?;

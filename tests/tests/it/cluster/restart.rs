@@ -181,7 +181,9 @@ fn a_computation_that_hangs_is_found_though_its_process_says_that_it_is_alive() 
     let since = Instant::now();
     assert_eq!(job.wait(), Some(0), "{}", job.output());
     let said = job.output();
-    assert!(said.contains("its computation hangs"), "{said}");
+    // Its thread may have been stopped while it waited for a peer: then it is what its neighbours see.
+    let found = ["its computation hangs", "no longer reach each other"];
+    assert!(found.iter().any(|words| said.contains(words)), "{said}");
     assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
     writeln!(
         std::io::stderr(),
