@@ -115,8 +115,8 @@ mod tests {
 
     #[test]
     fn a_strangers_release_is_repeated_as_far_as_a_line_has_room() {
-        let body = bytes((7_u16, format!("9\r\n\x1b[2J{}", "9".repeat(60_000))));
-        let fault = read_hello(&body).expect_err("wire 7");
+        let body = bytes((99_u16, format!("9\r\n\x1b[2J{}", "9".repeat(60_000))));
+        let fault = read_hello(&body).expect_err("wire 99");
         assert!(fault.cause.contains("release 9---[2J999"), "{fault}");
         assert!(fault.cause.len() < 300, "{} bytes", fault.cause.len());
     }
