@@ -243,9 +243,12 @@ impl Session {
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.writer.set_patience(lease);
         let mut heard = Instant::now();
-        let (mut read, mut asked) = (0, false);
+        let (mut renewed, mut read, mut asked) = (heard, 0, false);
         loop {
             tokio::select! {
+                // In this order: after a moment in which this process had no processor, what came meanwhile
+                // counts before the time that has passed.
+                biased;
                 order = self.reader.next::<ToWorker>() => {
                     heard = Instant::now();
                     match order? {
@@ -255,6 +258,18 @@ impl Session {
                         None => return Ok(End::Closed),
                     }
                 }
+                _ = renewal.tick() => {
+                    let now = Instant::now();
+                    let late = now - std::mem::replace(&mut renewed, now) > lease / 2;
+                    if late || std::mem::replace(&mut read, self.reader.bytes()) != self.reader.bytes() {
+                        // It was this process that was silent, or a large order is under way. If the coordinator
+                        // has taken this worker for lost, its hanging up is read next.
+                        heard = now;
+                    }
+                    let resident_bytes = resident_bytes();
+                    let alive = ToCoordinator::Alive { resident_bytes, pulse: engine.pulse() };
+                    self.writer.send(&alive, &[]).await?;
+                }
                 Some((message, payload)) = self.said.recv() => {
                     let since = Instant::now();
                     self.writer.send(&message, &payload).await?;
@@ -262,14 +277,6 @@ impl Session {
                         // It went out because the coordinator took it, and nothing was read meanwhile.
                         heard = Instant::now();
                     }
-                }
-                _ = renewal.tick() => {
-                    if std::mem::replace(&mut read, self.reader.bytes()) != self.reader.bytes() {
-                        heard = Instant::now(); // a large order is under way
-                    }
-                    let resident_bytes = resident_bytes();
-                    let alive = ToCoordinator::Alive { resident_bytes, pulse: engine.pulse() };
-                    self.writer.send(&alive, &[]).await?;
                 }
                 () = wanted(leave), if !asked => {
                     asked = true;
