@@ -195,7 +195,7 @@ fn a_cluster_is_made_once_and_a_token_crosses_in_a_file() {
     let said = succeed(&["token", "--identity", &identity, "--out", &file]);
     let token = std::fs::read_to_string(&file).unwrap();
     assert!(said.contains(&file) && !said.contains(token.trim()), "{said}");
-    join().wait_for("became a member");
+    join().wait_for("from now on it joins without a token");
     // What is a member needs it no more.
     std::fs::remove_file(&file).unwrap();
     join().wait_for("this is the worker");
