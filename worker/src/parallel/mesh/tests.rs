@@ -30,7 +30,8 @@ impl Link for Notes {
     }
 }
 
-fn mesh(notes: &Notes) -> Mesh {
+/// A mesh, and what would cancel its run: that it is gone cancels it, too.
+fn mesh(notes: &Notes) -> (Mesh, oneshot::Sender<Fault>) {
     let spec = JobSpec {
         prompt: String::new(),
         negative: None,
@@ -73,14 +74,13 @@ fn mesh(notes: &Notes) -> Mesh {
     let sites = [site(Ask::Moments { groups: 2 }), site(Ask::Gather)];
     let links: Links = vec![(Rank(1), Box::new(notes.clone()))];
     let (held, cancel) = oneshot::channel();
-    drop(held); // no test waits, so none is cancelled
-    Mesh::new(&plan, &sites, Rank(0), links, cancel).unwrap()
+    (Mesh::new(&plan, &sites, Rank(0), links, cancel).unwrap(), held)
 }
 
 #[test]
 fn small_values_ride_with_the_next_large_one_or_the_end_of_the_call() {
     let notes = Notes::default();
-    let mut mesh = mesh(&notes);
+    let (mut mesh, _held) = mesh(&notes);
     let (norm, attention) = (Site(0), Site(1));
     let large = vec![0.0; RIDER_BYTES_MAX];
     let mut post = |site, call, values: &[f32], needed| {
@@ -94,4 +94,14 @@ fn small_values_ride_with_the_next_large_one_or_the_end_of_the_call() {
     mesh.leave().unwrap();
     assert_eq!(notes.take(), [(0, 2)]);
     assert_eq!(mesh.take_spent().posted_bytes, 3 * 16 + 4 * large.len() as u64);
+}
+
+#[test]
+fn a_cancelled_run_is_noticed_where_nothing_is_waited_for() {
+    let notes = Notes::default();
+    let (mut mesh, held) = mesh(&notes);
+    held.send(Fault::new(FaultKind::Cancelled, "stop")).unwrap();
+    let posted = mesh.post_all(Site(0), Call(0), Outgoing::Host([1.0; 4][..].into()), Needed::Now);
+    assert!(matches!(posted, Err(crate::model::Error::Exchange(fault)) if fault.cause == "stop"));
+    assert_eq!(notes.take(), []);
 }
