@@ -16,7 +16,7 @@ use bytes::Bytes;
 use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
 use protocol::plan::Plan;
-use protocol::{Fault, FaultKind, WorkerId};
+use protocol::{Fault, FaultKind, Rank, WorkerId};
 use std::time::Duration;
 
 /// How long a broken link waits for the lost worker that explains it: until a worker that is silent since
@@ -45,6 +45,8 @@ pub(super) struct Broken {
     since: Duration,
     /// Until when the fault may be explained by another.
     unexplained_until: Duration,
+    /// Which ranks lost their links to which, as they said.
+    lost: Vec<(Rank, Rank)>,
     /// Until when workers may be at it.
     busy_until: Duration,
     told: bool,
@@ -62,14 +64,18 @@ impl Director {
     pub(super) fn break_off(&mut self, fault: Fault) {
         let now = self.now;
         let Some(active) = &mut self.active else { return };
-        let waits = fault.kind == FaultKind::PeerLost && fault.peer.is_some();
+        let lost = match (fault.kind, fault.rank, fault.peer) {
+            (FaultKind::PeerLost, Some(rank), Some(peer)) => Some((rank, peer)),
+            _ => None,
+        };
+        let waits = lost.is_some();
         match &mut active.broken {
             // A lost worker explains a lost link, never the other way round.
             Some(broken) if !waits && now < broken.unexplained_until => {
                 broken.fault = fault;
                 broken.unexplained_until = now;
             }
-            Some(_) => {}
+            Some(broken) => broken.lost.extend(lost),
             None => {
                 let longest = active.run.longest_call();
                 active.futile += 1;
@@ -77,6 +83,7 @@ impl Director {
                     fault: fault.clone(),
                     since: now,
                     unexplained_until: if waits { now + EXPLANATION_PATIENCE } else { now },
+                    lost: lost.into_iter().collect(),
                     busy_until: now + FREE_PATIENCE.max(longest * 2),
                     told: false,
                 });
@@ -125,22 +132,28 @@ impl Director {
     /// Nothing explains it any more: people are told, and a link that broke is not used for a while.
     fn tell_broken(&mut self) {
         let Some(active) = &self.active else { return };
-        let Some(Broken { fault, .. }) = &active.broken else { return };
-        let (job, plan, fault) = (active.job(), active.run.plan(), fault.clone());
+        let Some(broken) = &active.broken else { return };
+        let (job, fault) = (active.job(), broken.fault.clone());
         let call = active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls);
-        if let (FaultKind::PeerLost, Some(rank), Some(peer)) = (fault.kind, fault.rank, fault.peer)
-            && let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
-            && let Some(fabric) = plan.link_fabric(rank, peer)
-        {
-            let text = format!(
-                "{} and {} exchange nothing over {fabric} for the next {} s",
-                one.name,
-                other.name,
-                BROKEN_FOR.as_secs()
-            );
-            tracing::warn!("{text}");
-            self.registry.break_link([one.worker, other.worker], fabric, self.now);
-            self.tell(job, Event::Notice { text }, Bytes::new());
+        if fault.kind == FaultKind::PeerLost {
+            let plan = active.run.plan();
+            let mut texts = Vec::new();
+            for (rank, peer) in cuts(&broken.lost) {
+                if let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
+                    && let Some(fabric) = plan.link_fabric(rank, peer)
+                {
+                    let seconds = BROKEN_FOR.as_secs();
+                    texts.push(format!(
+                        "{} and {} exchange nothing over {fabric} for the next {seconds} s",
+                        one.name, other.name
+                    ));
+                    self.registry.break_link([one.worker, other.worker], fabric, self.now);
+                }
+            }
+            for text in texts {
+                tracing::warn!("{text}");
+                self.tell(job, Event::Notice { text }, Bytes::new());
+            }
         }
         self.tell(job, Event::Interrupted { fault, call }, Bytes::new());
     }
@@ -312,10 +325,38 @@ impl Director {
     }
 }
 
+/// The pairs between which a link broke, of the links that ranks `lost`: a rank whose run ended for the loss of another hangs
+/// up on the rest, who then say that they lost it. So who lost somebody else is not to blame, unless that is all there is.
+fn cuts(lost: &[(Rank, Rank)]) -> Vec<(Rank, Rank)> {
+    let said = |rank: Rank| lost.iter().find(|(each, _)| *each == rank).map(|(_, peer)| *peer);
+    // What both ends say counts once.
+    let cut = |(rank, peer): &&(Rank, Rank)| {
+        said(*peer).is_none_or(|other| other == *rank && rank < peer)
+    };
+    let cuts: Vec<(Rank, Rank)> = lost.iter().filter(cut).copied().collect();
+    if cuts.is_empty() { lost.iter().take(1).copied().collect() } else { cuts }
+}
+
 /// Whether ranks have the same bands in both plans.
 fn same_bands(one: &Plan, other: &Plan) -> bool {
     let bands = |plan: &Plan| -> Vec<_> {
         plan.members.iter().map(|each| (each.branch, each.band, each.decodes)).collect()
     };
     bands(one) == bands(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_that_lost_another_is_not_to_blame_for_hanging_up() {
+        let pairs = |lost: &[(u16, u16)]| -> Vec<(u16, u16)> {
+            let lost: Vec<_> = lost.iter().map(|(one, other)| (Rank(*one), Rank(*other))).collect();
+            cuts(&lost).iter().map(|(one, other)| (one.0, other.0)).collect()
+        };
+        assert_eq!(pairs(&[(0, 2), (1, 0), (3, 2)]), [(0, 2), (3, 2)]);
+        assert_eq!(pairs(&[(1, 0), (0, 2), (2, 0)]), [(0, 2)]);
+        assert_eq!(pairs(&[(0, 1), (1, 2), (2, 0)]), [(0, 1)]);
+    }
 }
