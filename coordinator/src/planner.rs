@@ -234,38 +234,12 @@ pub fn refill(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use protocol::job::{Decode, Dtype, GnVariance, ModelWork, Scheduler, Warmup};
+    use protocol::job::{Dtype, ModelWork, Scheduler};
     use protocol::plan::Branch;
     use std::net::Ipv4Addr;
 
     pub(crate) fn request() -> JobRequest {
-        JobRequest {
-            prompt: "a".to_owned(),
-            negative: None,
-            width: None,
-            height: None,
-            steps: None,
-            guidance: None,
-            seed: None,
-            scheduler: None,
-            warmup: Warmup::Calls(4),
-            parallelism: Parallelism::Patch,
-            mode: None,
-            gn_variance: GnVariance::Population,
-            wire: None,
-            dtype: None,
-            model: None,
-            cfg_split: CfgSplit::Auto,
-            bands: Bands::Auto,
-            decode: Decode::Auto,
-            fabrics: Vec::new(),
-            workers: None,
-            stream_latents: false,
-            deterministic: false,
-            rebalance: false,
-            probe: false,
-            profile: false,
-        }
+        JobRequest::new("a")
     }
 
     pub(crate) const ANY: Wish = Wish {

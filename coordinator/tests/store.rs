@@ -1,19 +1,18 @@
-//! The store of jobs under `kill -9`, and how long it takes on a disk.
+//! The store of jobs under `kill -9`.
 
-use coordinator::job::store::{Store, StoredCheckpoint};
-use protocol::job::{
-    Bands, CfgSplit, Decode, GnVariance, JobRequest, JobSpec, Mode, Parallelism, Scheduler, Warmup,
-    Wire,
-};
+use coordinator::job::store::{Keep, Store, StoredCheckpoint};
+use coordinator::planner::cost::preset;
+use coordinator::planner::settle;
+use protocol::job::{JobRequest, JobSpec, Warmup};
 use protocol::message::Event;
 use protocol::{Epoch, Fault, FaultKind, JobId, RunId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Tells a child of this test which folder to use.
 const FOLDER: &str = "TESSERA_STORE_FOLDER";
@@ -29,54 +28,12 @@ const LIFE_MS_MAX: u64 = 80;
 const CHECKPOINT_BYTES: usize = 100_000;
 
 fn request() -> JobRequest {
-    JobRequest {
-        prompt: "an apple".to_owned(),
-        negative: None,
-        width: None,
-        height: None,
-        steps: None,
-        guidance: None,
-        seed: None,
-        scheduler: None,
-        warmup: Warmup::Auto,
-        parallelism: Parallelism::Patch,
-        mode: None,
-        gn_variance: GnVariance::Population,
-        wire: None,
-        dtype: None,
-        model: None,
-        cfg_split: CfgSplit::Auto,
-        bands: Bands::Auto,
-        decode: Decode::Auto,
-        fabrics: Vec::new(),
-        workers: None,
-        deterministic: false,
-        rebalance: false,
-        stream_latents: false,
-        probe: false,
-        profile: false,
-    }
+    JobRequest { warmup: Warmup::Auto, ..JobRequest::new("an apple") }
 }
 
 fn spec() -> JobSpec {
-    JobSpec {
-        prompt: "an apple".to_owned(),
-        negative: None,
-        width: 64,
-        height: 64,
-        steps: 4,
-        guidance: 1.0,
-        seed: 1,
-        scheduler: Scheduler::Ddim,
-        warmup: Warmup::Auto,
-        parallelism: Parallelism::Patch,
-        mode: Mode::Corrected,
-        gn_variance: GnVariance::Population,
-        wire: Wire::F32,
-        decode: Decode::Whole,
-        probe: false,
-        profile: false,
-    }
+    let card = preset::card("emoji-xl").expect("a model of ours");
+    settle(&request(), &card, 1).expect("a request that can be rendered")
 }
 
 fn ended() -> [Event; 1] {
@@ -190,53 +147,4 @@ fn k1_k2_k3_hold_when_the_process_is_killed() {
         said.check(&Store::open(folder.path()).expect("the child is gone"));
     }
     assert!(said.ended.len() > 10, "children did nothing: {said:?}");
-}
-
-/// The median, and the longest, of what `call` takes.
-fn measured(mut call: impl FnMut(u32)) -> String {
-    let mut took: Vec<Duration> = (0..400)
-        .map(|count| {
-            let start = Instant::now();
-            call(count);
-            start.elapsed()
-        })
-        .collect();
-    took.sort();
-    format!("median {:?}, 99th percentile {:?}, longest {:?}", took[200], took[396], took[399])
-}
-
-#[test]
-#[ignore = "prints how long calls take in the folder TESSERA_STORE_FOLDER"]
-fn how_long_calls_take() {
-    let folder = env::var_os(FOLDER).map_or_else(env::temp_dir, PathBuf::from);
-    let folder = tempfile::tempdir_in(folder).expect("a folder");
-    let mut store = Store::open(folder.path()).expect("a store");
-    let job = store.accept(&request(), 1, 1).expect("room");
-    println!(
-        "accept: {}",
-        measured(|_| {
-            store.accept(&request(), 1, 1).expect("room");
-        })
-    );
-    println!(
-        "start: {}",
-        measured(|epoch| store.started(run(job, epoch), "digest", &spec()).expect("room"))
-    );
-    let latent = vec![3; 1 << 20];
-    let last = run(job, 399);
-    println!(
-        "checkpoint of 1 MiB: {}",
-        measured(|calls| store.checkpoint(last, calls, 400, &latent).expect("room"))
-    );
-    let image = vec![5; 3 << 20];
-    println!(
-        "end with an image of 3 MiB: {}",
-        measured(|count| {
-            store.finish(JobId(u64::from(count) + 2), &ended(), &image, 2).expect("room");
-        })
-    );
-    println!("outcome: {}", measured(|_| drop(store.outcome(JobId(2)).expect("readable"))));
-    let start = Instant::now();
-    let forgotten = store.forget_before(3).expect("room");
-    println!("forgetting {forgotten} of them: {:?}", start.elapsed());
 }

@@ -336,6 +336,40 @@ pub struct JobRequest {
     pub profile: bool,
 }
 
+impl JobRequest {
+    /// An image of `prompt`, and everything else as it is when nobody asks for anything.
+    #[must_use]
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative: None,
+            width: None,
+            height: None,
+            steps: None,
+            guidance: None,
+            seed: None,
+            scheduler: None,
+            warmup: Warmup::Calls(4),
+            parallelism: Parallelism::Patch,
+            mode: None,
+            gn_variance: GnVariance::Population,
+            wire: None,
+            dtype: None,
+            model: None,
+            cfg_split: CfgSplit::Auto,
+            bands: Bands::Auto,
+            decode: Decode::Auto,
+            fabrics: Vec::new(),
+            workers: None,
+            stream_latents: false,
+            deterministic: false,
+            rebalance: false,
+            probe: false,
+            profile: false,
+        }
+    }
+}
+
 /// A job with every value settled: what the workers render and the PNG records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {

@@ -34,6 +34,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// cluster's workers at once, after which the others call again.
 const STRANGERS_MAX: usize = 256;
 
+/// How long a client may read nothing of what is sent to it, stopped in a terminal say, before it is hung up on: what waits
+/// for it takes memory.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(600);
+
 type Reader = FrameReader<Reading>;
 type Writer = FrameWriter<Writing>;
 
@@ -275,6 +279,7 @@ async fn serve_client(
     let (out, mut events) = mpsc::unbounded_channel::<(ToClient, Bytes)>();
     let unread = Arc::new(AtomicUsize::new(0));
     let answers = Answers { out, unread: Arc::clone(&unread) };
+    writer.set_patience(CLIENT_PATIENCE);
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
     supervisor.do_send(ClientCame { client, answers });

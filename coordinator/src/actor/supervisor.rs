@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::identity::Fingerprint;
 use protocol::message::{FromClient, Join, ToClient, ToCoordinator, ToWorker};
 use protocol::{Fault, WorkerId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -122,7 +122,8 @@ impl Supervisor {
 
     /// Does what the director wants done. A session that just ended is noticed by its own task, which says so.
     fn carry(&mut self) {
-        for effect in self.director.effects() {
+        let mut effects = VecDeque::from(self.director.effects());
+        while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::Order { worker, order, payload } => {
                     if let Some(orders) = self.workers.get(&worker) {
@@ -132,8 +133,10 @@ impl Supervisor {
                 Effect::Tell { client, message, payload } => {
                     let answers = self.clients.get(&client);
                     if answers.is_some_and(|answers| !answers.send(*message, payload)) {
-                        // Its session ends as well, and says so.
+                        // Its session may not get to say so: it waits for the client to read.
                         self.clients.remove(&client);
+                        self.director.client_left(client, self.now());
+                        effects.extend(self.director.effects());
                     }
                 }
                 // Its session ends once there is nobody left to send it anything.

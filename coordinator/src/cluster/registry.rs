@@ -350,7 +350,7 @@ fn mismatch(cluster: &ModelCard, worker: &ModelCard) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::planner::cost::preset;
     use crate::planner::tests::card;
@@ -359,7 +359,7 @@ mod tests {
 
     const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
 
-    fn join(name: &str) -> Join {
+    pub(crate) fn join(name: &str) -> Join {
         Join {
             name: name.to_owned(),
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 5000)),

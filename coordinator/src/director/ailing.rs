@@ -50,12 +50,12 @@ impl Director {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::registry::tests::join;
     use crate::director::{EXPLANATION_PATIENCE, Effect, GATHER_PATIENCE};
-    use crate::planner::tests::{card, request};
+    use crate::planner::tests::request;
     use bytes::Bytes;
     use protocol::job::{CfgSplit, JobRequest};
     use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
-    use protocol::plan::Offer;
     use protocol::{FaultKind, Rank, RunId};
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -65,17 +65,10 @@ mod tests {
     fn cluster(workers: u16) -> (Director, Vec<WorkerId>) {
         let mut director = Director::default();
         let peer = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let join = |number: u16| Join {
-            name: format!("w{number}"),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 5000 + number)),
-            offers: vec![Offer::Tcp],
-            lacks: Vec::new(),
-            model: card(),
-            threads: 1,
-            kernels: "portable".to_owned(),
-            resident_bytes: 1,
-            speed: 1000,
-            free_bytes: 8 << 30,
+        // Each at its own address: a process that joins again takes the place of what it was.
+        let join = |number: u16| {
+            let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000 + number));
+            Join { listen, ..join(&format!("w{number}")) }
         };
         let workers =
             (0..workers).map(|number| director.admit(join(number), peer, None, START).unwrap());

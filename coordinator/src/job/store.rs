@@ -2,8 +2,8 @@
 //! those that ended. An SQLite database in a folder of its own.
 //!
 //! Invariants, cited by tests:
-//! - **K-1 accepted**: a job that [`Store::accept`] gave a number has an end ([`Store::outcome`]), or
-//!   is among the [`Store::unfinished`], whatever happened to the process or the machine; until it
+//! - **K-1 accepted**: a job that [`Keep::accept`] gave a number has an end ([`Keep::outcome`]), or
+//!   is among the [`Keep::unfinished`], whatever happened to the process or the machine; until it
 //!   has ended for longer than is kept.
 //! - **K-2 once**: no job's number, and no epoch of a job, is ever given twice.
 //! - **K-3 whole**: a checkpoint is that of one call, never parts of two, and one of the spec and the
@@ -51,7 +51,7 @@ pub struct Unfinished {
     /// Those that can go on, in the order in which they were accepted.
     pub jobs: Vec<StoredJob>,
     /// Those that cannot, as another release wrote them, and why. They stay as they are: that
-    /// release can still go on with them. [`Store::outcome`] says the same of each.
+    /// release can still go on with them. [`Keep::outcome`] says the same of each.
     pub unreadable: Vec<(JobId, Fault)>,
 }
 
@@ -144,156 +144,6 @@ impl Store {
         Self { connection, folder, lock: None }
     }
 
-    /// Whether what is in it outlives this process.
-    #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.lock.is_some()
-    }
-
-    /// Takes a job in, and gives it its number.
-    ///
-    /// # Errors
-    /// If it cannot be stored; then it is not accepted.
-    pub fn accept(
-        &mut self,
-        request: &JobRequest,
-        seed: u64,
-        now: u64,
-    ) -> Result<JobId, StoreError> {
-        let what = "a new job";
-        let request = encode(&what, request)?;
-        let values = params![WIRE_VERSION, RELEASE, integer(now), seed.cast_signed(), request];
-        let insert = "INSERT INTO jobs (wire, release, accepted, seed, request) \
-                      VALUES (?1, ?2, ?3, ?4, ?5)";
-        let id = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute(insert, values)?;
-            Ok(transaction.last_insert_rowid())
-        })?;
-        Ok(JobId(id.cast_unsigned()))
-    }
-
-    /// The jobs that have not ended.
-    ///
-    /// # Errors
-    /// If the database cannot be read.
-    pub fn unfinished(&self) -> Result<Unfinished, StoreError> {
-        let select = "SELECT id, wire, release, accepted, seed, request, epoch, model, spec, \
-                             calls, calls_total, bytes \
-                      FROM jobs LEFT JOIN checkpoints ON job = id \
-                      WHERE ended IS NULL ORDER BY id";
-        let mut unfinished = Unfinished::default();
-        let mut collect = || {
-            let mut statement = self.connection.prepare(select)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let written = Written::of(row, "accepted")?;
-                match stored_job(&written, row)? {
-                    Ok(job) => unfinished.jobs.push(job),
-                    Err(fault) => unfinished.unreadable.push((written.job, fault)),
-                }
-            }
-            Ok(())
-        };
-        collect().map_err(|error| self.failed(&"the unfinished jobs", &error))?;
-        Ok(unfinished)
-    }
-
-    /// Takes down that a run of a job starts, before any worker hears of it (K-2), with `model`, by
-    /// its digest. A checkpoint of another spec or model is dropped (K-3).
-    ///
-    /// # Errors
-    /// If the epoch is not higher than those of the job's runs so far, the job is not unfinished, or
-    /// it cannot be stored.
-    pub fn started(&mut self, run: RunId, model: &str, spec: &JobSpec) -> Result<(), StoreError> {
-        let what = format_args!("the start of {run}");
-        let spec = encode(&what, spec)?;
-        let outdated = "DELETE FROM checkpoints WHERE job = (SELECT id FROM jobs WHERE id = ?1 \
-                    AND ended IS NULL AND epoch < ?2 AND (model <> ?3 OR spec <> ?4))";
-        let update = "UPDATE jobs SET epoch = ?2, model = ?3, spec = ?4 WHERE id = ?1 \
-                      AND ended IS NULL AND (epoch IS NULL OR epoch < ?2)";
-        let values = params![key(run.job), run.epoch.0, model, spec];
-        let rows = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute(outdated, values)?;
-            transaction.execute(update, values)
-        })?;
-        self.check_taken(rows, run)
-    }
-
-    /// Replaces a job's checkpoint by the one after `calls` of `of` model calls.
-    ///
-    /// # Errors
-    /// If the run is not the job's last, the job is not unfinished, or it cannot be stored; then the
-    /// former one is still there.
-    pub fn checkpoint(
-        &mut self,
-        run: RunId,
-        calls: u32,
-        of: u32,
-        bytes: &[u8],
-    ) -> Result<(), StoreError> {
-        let replace = "REPLACE INTO checkpoints SELECT id, ?3, ?4, ?5 FROM jobs \
-                       WHERE id = ?1 AND epoch = ?2 AND ended IS NULL";
-        let values = params![key(run.job), run.epoch.0, calls, of, bytes];
-        let what = format_args!("the checkpoint of {run} after call {calls} of {of}");
-        let rows =
-            self.write(Durable::Later, &what, |transaction| transaction.execute(replace, values))?;
-        self.check_taken(rows, run)
-    }
-
-    /// Takes down how a job ended: what a client that comes back is told, with the last event's
-    /// payload. Its checkpoint is dropped.
-    ///
-    /// # Errors
-    /// If it is not unfinished, or cannot be stored; then it still is.
-    pub fn finish(
-        &mut self,
-        job: JobId,
-        events: &[Event],
-        image: &[u8],
-        now: u64,
-    ) -> Result<(), StoreError> {
-        let what = format_args!("the end of {job}");
-        let events = encode(&what, &events)?;
-        let update = "UPDATE jobs SET wire = ?2, release = ?3, ended = ?4, events = ?5, image = ?6 \
-                      WHERE id = ?1 AND ended IS NULL";
-        let values = params![key(job), WIRE_VERSION, RELEASE, integer(now), events, image];
-        let rows = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute("DELETE FROM checkpoints WHERE job = ?1", [key(job)])?;
-            transaction.execute(update, values)
-        })?;
-        if rows == 0 { Err(StoreError::NotUnfinished(job)) } else { Ok(()) }
-    }
-
-    /// How a job ended. None if it has not, was forgotten, or never was.
-    ///
-    /// # Errors
-    /// If the database cannot be read.
-    pub fn outcome(&self, job: JobId) -> Result<Option<Outcome>, StoreError> {
-        let select = "SELECT id, wire, release, accepted, ended, request, events, image \
-                      FROM jobs WHERE id = ?1";
-        self.connection
-            .query_row(select, [key(job)], outcome_of)
-            .optional()
-            .map(Option::flatten)
-            .map_err(|error| self.failed(&format_args!("the end of {job}"), &error))
-    }
-
-    /// Forgets the jobs that ended before `time`, and those that another release accepted before and
-    /// this one cannot read. Says how many. The database keeps its size; what is free is used again.
-    ///
-    /// Forgetting reads all that it forgets: little and often is better than much at once.
-    ///
-    /// # Errors
-    /// If it cannot be written; then nothing is forgotten.
-    pub fn forget_before(&mut self, time: u64) -> Result<usize, StoreError> {
-        let delete = "DELETE FROM jobs WHERE ended < ?1 \
-                      OR (ended IS NULL AND wire <> ?2 AND accepted < ?1)";
-        let values = params![integer(time), WIRE_VERSION];
-        self.write(Durable::Later, &"what is forgotten", |transaction| {
-            transaction.execute(delete, values)
-        })
-    }
-
     /// One change, whole or not at all.
     fn write<T>(
         &mut self,
@@ -335,6 +185,116 @@ impl Store {
     }
 }
 
+impl Keep for Store {
+    fn is_kept(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    fn unfinished(&self) -> Result<Unfinished, StoreError> {
+        let select = "SELECT id, wire, release, accepted, seed, request, epoch, model, spec, \
+                             calls, calls_total, bytes \
+                      FROM jobs LEFT JOIN checkpoints ON job = id \
+                      WHERE ended IS NULL ORDER BY id";
+        let mut unfinished = Unfinished::default();
+        let mut collect = || {
+            let mut statement = self.connection.prepare(select)?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let written = Written::of(row, "accepted")?;
+                match stored_job(&written, row)? {
+                    Ok(job) => unfinished.jobs.push(job),
+                    Err(fault) => unfinished.unreadable.push((written.job, fault)),
+                }
+            }
+            Ok(())
+        };
+        collect().map_err(|error| self.failed(&"the unfinished jobs", &error))?;
+        Ok(unfinished)
+    }
+
+    fn accept(&mut self, request: &JobRequest, seed: u64, now: u64) -> Result<JobId, StoreError> {
+        let what = "a new job";
+        let request = encode(&what, request)?;
+        let values = params![WIRE_VERSION, RELEASE, integer(now), seed.cast_signed(), request];
+        let insert = "INSERT INTO jobs (wire, release, accepted, seed, request) \
+                      VALUES (?1, ?2, ?3, ?4, ?5)";
+        let id = self.write(Durable::Now, &what, |transaction| {
+            transaction.execute(insert, values)?;
+            Ok(transaction.last_insert_rowid())
+        })?;
+        Ok(JobId(id.cast_unsigned()))
+    }
+
+    fn started(&mut self, run: RunId, model: &str, spec: &JobSpec) -> Result<(), StoreError> {
+        let what = format_args!("the start of {run}");
+        let spec = encode(&what, spec)?;
+        let outdated = "DELETE FROM checkpoints WHERE job = (SELECT id FROM jobs WHERE id = ?1 \
+                    AND ended IS NULL AND epoch < ?2 AND (model <> ?3 OR spec <> ?4))";
+        let update = "UPDATE jobs SET epoch = ?2, model = ?3, spec = ?4 WHERE id = ?1 \
+                      AND ended IS NULL AND (epoch IS NULL OR epoch < ?2)";
+        let values = params![key(run.job), run.epoch.0, model, spec];
+        let rows = self.write(Durable::Now, &what, |transaction| {
+            transaction.execute(outdated, values)?;
+            transaction.execute(update, values)
+        })?;
+        self.check_taken(rows, run)
+    }
+
+    fn checkpoint(
+        &mut self,
+        run: RunId,
+        calls: u32,
+        of: u32,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let replace = "REPLACE INTO checkpoints SELECT id, ?3, ?4, ?5 FROM jobs \
+                       WHERE id = ?1 AND epoch = ?2 AND ended IS NULL";
+        let values = params![key(run.job), run.epoch.0, calls, of, bytes];
+        let what = format_args!("the checkpoint of {run} after call {calls} of {of}");
+        let rows =
+            self.write(Durable::Later, &what, |transaction| transaction.execute(replace, values))?;
+        self.check_taken(rows, run)
+    }
+
+    fn finish(
+        &mut self,
+        job: JobId,
+        events: &[Event],
+        image: &[u8],
+        now: u64,
+    ) -> Result<(), StoreError> {
+        let what = format_args!("the end of {job}");
+        let events = encode(&what, &events)?;
+        let update = "UPDATE jobs SET wire = ?2, release = ?3, ended = ?4, events = ?5, image = ?6 \
+                      WHERE id = ?1 AND ended IS NULL";
+        let values = params![key(job), WIRE_VERSION, RELEASE, integer(now), events, image];
+        let rows = self.write(Durable::Now, &what, |transaction| {
+            transaction.execute("DELETE FROM checkpoints WHERE job = ?1", [key(job)])?;
+            transaction.execute(update, values)
+        })?;
+        if rows == 0 { Err(StoreError::NotUnfinished(job)) } else { Ok(()) }
+    }
+
+    fn outcome(&self, job: JobId) -> Result<Option<Outcome>, StoreError> {
+        let select = "SELECT id, wire, release, accepted, ended, request, events, image \
+                      FROM jobs WHERE id = ?1";
+        self.connection
+            .query_row(select, [key(job)], outcome_of)
+            .optional()
+            .map(Option::flatten)
+            .map_err(|error| self.failed(&format_args!("the end of {job}"), &error))
+    }
+
+    fn forget_before(&mut self, time: u64) -> Result<usize, StoreError> {
+        let delete = "DELETE FROM jobs WHERE ended < ?1 \
+                      OR (ended IS NULL AND wire <> ?2 AND accepted < ?1)";
+        let values = params![integer(time), WIRE_VERSION];
+        self.write(Durable::Later, &"what is forgotten", |transaction| {
+            transaction.execute(delete, values)
+        })
+    }
+}
+
 /// Who wrote a row.
 struct Written {
     job: JobId,
@@ -370,7 +330,7 @@ impl Written {
     }
 }
 
-/// The job of a row of [`Store::unfinished`].
+/// The job of a row of [`Keep::unfinished`].
 fn stored_job(written: &Written, row: &Row<'_>) -> rusqlite::Result<Result<StoredJob, Fault>> {
     let (request, spec) = (row.get::<_, Vec<u8>>(5)?, row.get::<_, Option<Vec<u8>>>(8)?);
     let decoded = written.decode(&request).and_then(|request| {
@@ -394,7 +354,7 @@ fn stored_job(written: &Written, row: &Row<'_>) -> rusqlite::Result<Result<Store
     Ok(Ok(StoredJob { job: written.job, accepted, request, seed, run, checkpoint }))
 }
 
-/// How the job of a row of [`Store::outcome`] ended, or that it cannot be read.
+/// How the job of a row of [`Keep::outcome`] ended, or that it cannot be read.
 fn outcome_of(row: &Row<'_>) -> rusqlite::Result<Option<Outcome>> {
     let unreadable = |ended, fault| {
         let (events, image) = (vec![Event::Failed { fault }], Bytes::new());

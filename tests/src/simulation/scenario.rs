@@ -117,31 +117,21 @@ fn request(workers: Option<u16>, random: &mut Random) -> JobRequest {
     let guided = cfg_split == CfgSplit::On || random.chance(60);
     let steps = u32::try_from(1 + random.below(12)).unwrap_or(1);
     JobRequest {
-        prompt: "simulated".to_owned(),
-        negative: None,
-        width: None,
         height: random.pick(&[None, None, Some(16), Some(20)]),
         steps: Some(steps),
         guidance: Some(if guided { 1.5 } else { 1.0 }),
         seed: Some(random.any() & 0xffff_ffff),
-        scheduler: None,
         warmup: Warmup::Calls(random.pick(&[0, 1, 3])),
-        parallelism: Parallelism::Patch,
         mode: Some(random.pick(&[Mode::FullSync, Mode::Corrected, Mode::Corrected])),
-        gn_variance: GnVariance::Population,
         wire: Some(Wire::F32),
-        dtype: None,
-        model: None,
         cfg_split,
         bands: random.pick(&[Bands::Auto, Bands::Even]),
         decode: Decode::Whole,
-        fabrics: Vec::new(),
         workers,
         stream_latents: random.chance(20),
         deterministic: random.chance(30),
         rebalance: random.chance(20),
-        probe: false,
-        profile: false,
+        ..JobRequest::new("simulated")
     }
 }
 
