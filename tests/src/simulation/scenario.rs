@@ -5,9 +5,7 @@ use super::fault::{End, Fault, Kind};
 use super::worker::Machine;
 use crate::network::{HostId, Lane, Latency};
 use crate::random::Random;
-use protocol::job::{
-    Bands, CfgSplit, Decode, GnVariance, JobRequest, Mode, Parallelism, Warmup, Wire,
-};
+use protocol::job::{Bands, CfgSplit, Decode, JobRequest, Mode, Warmup, Wire};
 use protocol::plan::Offer;
 use std::time::Duration;
 
