@@ -53,6 +53,10 @@ pub enum FaultKind {
     ShuttingDown,
     /// The caller is nobody who may do this: no identity, or a wrong, expired or revoked one.
     Unauthorised,
+    /// No such job is known.
+    UnknownJob,
+    /// The job has ended, or the same name was given to another one: it cannot be done any more.
+    Conflict,
 }
 
 impl Fault {

@@ -217,6 +217,49 @@ names!(
     }
 );
 
+names!(
+    /// Which jobs are rendered before others that wait.
+    Priority, "priority" {
+        /// When nothing else waits.
+        Low = "low",
+        /// In turn.
+        Normal = "normal",
+        /// Before all others.
+        High = "high",
+    }
+);
+
+impl Priority {
+    /// A number that is higher for what is rendered earlier.
+    #[must_use]
+    pub fn rank(self) -> u8 {
+        match self {
+            Self::Low => 0,
+            Self::Normal => 1,
+            Self::High => 2,
+        }
+    }
+}
+
+/// How a job is taken in, whatever it shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Whether it goes on when the client that submitted it leaves.
+    pub detached: bool,
+    /// Whether it is rendered before others that wait.
+    pub priority: Priority,
+    /// A name of the client's own for this submission, so that it can be said again without making a
+    /// second job.
+    pub idempotency_key: Option<String>,
+}
+
+impl Default for Terms {
+    /// Of a job that ends with its client's connection, in turn with the others.
+    fn default() -> Self {
+        Self { detached: false, priority: Priority::Normal, idempotency_key: None }
+    }
+}
+
 /// Until when calls are synchronous.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "WarmupText", try_from = "WarmupText")]

@@ -9,11 +9,12 @@ mod profile;
 mod view;
 
 pub use control::{
-    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Phase, Pulse, Resume, Role,
-    SiteReport, ToClient, ToCoordinator, ToWorker,
+    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Part, Phase, Pulse, Resume,
+    Role, SiteReport, ToClient, ToCoordinator, ToWorker,
 };
 pub use peer::{DataHead, PeerAnswer, PeerHello};
 pub use profile::{Profile, Span, Work};
 pub use view::{
-    BandView, ClusterView, JobView, LinkView, PairView, RecoveryView, WaitView, WorkerView,
+    BandView, ClusterView, JobRecord, JobResult, JobStage, JobView, LinkView, PairView,
+    RecoveryView, WaitView, WorkerView,
 };

@@ -1,11 +1,11 @@
 //! Messages between the coordinator and its workers and clients.
 
 use super::Profile;
-use super::view::{BandView, ClusterView, RecoveryView, WaitView};
+use super::view::{BandView, ClusterView, JobRecord, JobStage, RecoveryView, WaitView};
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::identity::Token;
-use crate::job::{JobRequest, JobSpec, ModelCard};
+use crate::job::{JobRequest, JobSpec, ModelCard, Terms};
 use crate::plan::netcheck::LinkFigures;
 use crate::plan::{Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
 use serde::{Deserialize, Serialize};
@@ -246,9 +246,15 @@ pub enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum FromClient {
     /// Render this. Answered by `Accepted` or `Refused`, then by events until the job's end.
-    /// A client that goes away cancels the job it submitted.
-    Submit(Box<JobRequest>),
-    /// Tell of this job from now on. Answered by `Accepted` or `Refused`, then by events until its end.
+    /// A client that goes away cancels the jobs it submitted, but those that are `detached`.
+    Submit {
+        /// What to render.
+        request: Box<JobRequest>,
+        /// How it is taken in.
+        terms: Terms,
+    },
+    /// I am the client that submitted this job, and was cut off: as if I had not been. Answered by
+    /// `Accepted` or `Refused`, then by events until its end.
     Follow(JobId),
     /// Let this worker, by number or name, finish or hand over what it renders, and leave. Answered by
     /// `Refused`, or by `Drained` when it has left.
@@ -261,6 +267,44 @@ pub enum FromClient {
         /// The fabrics.
         fabrics: Vec<Fabric>,
     },
+    /// Tell of this job from now on, whoever submitted it. Answered by `Accepted` or `Refused`, then by
+    /// events until its end.
+    Watch {
+        /// The job.
+        job: JobId,
+        /// Whether events come with payloads: the latent after each step, the image.
+        payloads: bool,
+    },
+    /// End this job at the next call boundary. Answered by `Job` or `Refused`.
+    Cancel(JobId),
+    /// Tell what became of this job. Answered by `Job` or `Refused`.
+    Show {
+        /// The job.
+        job: JobId,
+        /// What comes with the answer.
+        with: Part,
+    },
+    /// Tell of jobs, those submitted last first. Answered by `Jobs` or `Refused`.
+    Jobs {
+        /// Those submitted before this one only.
+        before: Option<JobId>,
+        /// So many at most; fewer come if they are long.
+        limit: u16,
+        /// Those that are at one of these stages; none named means all.
+        stages: Vec<JobStage>,
+    },
+}
+
+/// What is wanted of a job beside its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// Nothing.
+    Record,
+    /// The last latent that is known while it is rendered, f32 [channels, rows, columns]; empty
+    /// before the first.
+    Latent,
+    /// The finished image, RGB bytes [height, width, 3], 8 bits a channel; empty if there is none.
+    Image,
 }
 
 /// From the coordinator to a client.
@@ -290,6 +334,15 @@ pub enum ToClient {
     Cluster(Box<ClusterView>),
     /// What was measured of a link.
     Link(Box<MeasuredLink>),
+    /// What became of a job. Payload: the [`Part`] of it that was asked for.
+    Job(Box<JobRecord>),
+    /// Jobs, those submitted last first.
+    Jobs {
+        /// What became of each.
+        jobs: Vec<JobRecord>,
+        /// Whether there are more, submitted before these.
+        more: bool,
+    },
 }
 
 /// What was measured of the link between two workers over one fabric.

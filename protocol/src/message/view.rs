@@ -3,9 +3,9 @@
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, WorkerId};
 use crate::identity::Fingerprint;
-use crate::job::ModelCard;
+use crate::job::{JobRequest, JobSpec, ModelCard, Priority};
 use crate::plan::netcheck::LinkFigures;
-use crate::plan::{Branch, Fabric};
+use crate::plan::{Branch, Fabric, Geometry};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -137,4 +137,111 @@ pub struct PairView {
     pub why: String,
     /// What was last measured of it.
     pub figures: Option<LinkFigures>,
+}
+
+/// Where a job is between its submission and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobStage {
+    /// It waits for its turn.
+    Queued,
+    /// It is rendered.
+    Running,
+    /// It broke off, and goes on once there are workers.
+    Interrupted,
+    /// Its image is there.
+    Finished,
+    /// It ended without an image.
+    Failed,
+    /// Someone asked for it to end.
+    Cancelled,
+}
+
+impl JobStage {
+    /// Every stage, in the order in which jobs go through them.
+    pub const ALL: &[Self] = &[
+        Self::Queued,
+        Self::Running,
+        Self::Interrupted,
+        Self::Finished,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// Its name for people and programs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Interrupted => "interrupted",
+            Self::Finished => "finished",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// Whether nothing more happens to it.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// What became of a job, from its submission to its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Its number.
+    pub id: JobId,
+    /// Where it is.
+    pub stage: JobStage,
+    /// Whether it is rendered before others.
+    pub priority: Priority,
+    /// Who submitted it.
+    pub owner: String,
+    /// What was asked for.
+    pub request: JobRequest,
+    /// The seed, drawn if none was asked for.
+    pub seed: u64,
+    /// When it was accepted, in unix seconds.
+    pub accepted: u64,
+    /// When it was first given workers, in unix seconds.
+    pub started: Option<u64>,
+    /// When it ended, in unix seconds.
+    pub ended: Option<u64>,
+    /// Jobs before it, while it waits.
+    pub ahead: Option<u32>,
+    /// What is rendered, every default settled; None before it was given workers.
+    pub spec: Option<JobSpec>,
+    /// The model's name, once it is known.
+    pub model: Option<String>,
+    /// The latent's shape, once it is known.
+    pub geometry: Option<Geometry>,
+    /// Model calls done and in all, while it is rendered.
+    pub progress: Option<(u32, u32)>,
+    /// Who renders which rows, or did last.
+    pub bands: Vec<BandView>,
+    /// Why the work is shared this way.
+    pub reason: String,
+    /// Why it is broken off, or ended without an image.
+    pub fault: Option<Fault>,
+    /// What is known of it once its image is there.
+    pub result: Option<JobResult>,
+}
+
+/// How an image came to be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// Mean wall-clock seconds per model call.
+    pub seconds_per_step: f64,
+    /// Seconds from the start of the run to the image.
+    pub seconds: f64,
+    /// What each rank waited for its peers.
+    pub waits: Vec<WaitView>,
+    /// Hex blake3 of the final latent, little-endian f32 [channels, rows, columns].
+    pub latent: String,
+    /// Model calls in which peers' values were one call old, or older.
+    pub displaced_calls: u32,
+    /// How often it broke off and went on.
+    pub recoveries: Vec<RecoveryView>,
 }
