@@ -1,6 +1,6 @@
 //! How long the store's calls take on a disk: `cargo run --release -p coordinator --example store -- FOLDER`.
 
-use coordinator::job::store::{Keep, Store, StoreError};
+use coordinator::job::store::{Asked, Keep, Store, StoreError};
 use coordinator::planner::cost::preset;
 use coordinator::planner::settle;
 use protocol::job::JobRequest;
@@ -18,11 +18,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut store = Store::open(folder.path())?;
     let request = JobRequest::new("an apple");
     let spec = settle(&request, &preset::card("sdxl").ok_or("no such model")?, 1)?;
+    let asked = Asked::new(request, 1);
     let mut jobs: Vec<JobId> = Vec::new();
-    say("accept", |_| store.accept(&request, 1, 1).map(|job| jobs.push(job)))?;
+    say("accept", |_| store.accept(&asked, 1).map(|job| jobs.push(job)))?;
     let job = jobs[0];
     let run = |epoch| RunId { job, epoch: Epoch(epoch) };
-    say("start a run", |epoch| store.started(run(epoch), "digest", &spec))?;
+    say("start a run", |epoch| store.started(run(epoch), "digest", &spec, 1))?;
     let latent = vec![3; 1 << 20];
     say("checkpoint of 1 MiB", |calls| store.checkpoint(run(CALLS - 1), calls, CALLS, &latent))?;
     let (ended, image) = (Fault::new(FaultKind::Cancelled, "the end"), vec![5; 3 << 20]);

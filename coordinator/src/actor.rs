@@ -2,10 +2,12 @@
 
 pub mod session;
 pub mod supervisor;
+pub mod visit;
 
-use crate::director::Director;
+use crate::director::{Director, Standing, Tallies};
 use crate::identity::Access;
 use actix::{Actor, Addr};
+use protocol::message::ClusterView;
 use session::Door;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use supervisor::Supervisor;
 use tokio::net::TcpListener;
+use visit::Visit;
 
 /// Runs `future` on an actor system of this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
@@ -56,6 +59,17 @@ impl Coordinator {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// A client inside this process.
+    #[must_use]
+    pub fn visit(&self, standing: Standing) -> Visit {
+        Visit::new(self.supervisor.clone(), standing)
+    }
+
+    /// How the cluster is, and what happened since it started; None once it is gone.
+    pub async fn gauge(&self) -> Option<(ClusterView, Tallies)> {
+        self.supervisor.send(supervisor::Gauge).await.ok()
     }
 
     /// Ends every job with `ShuttingDown`, but those that are kept. Workers find the connection closed when the process ends.

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{hello, read_greeting};
 use protocol::identity;
-use protocol::job::JobRequest;
-use protocol::message::{ClusterView, FromClient, Role, ToClient};
+use protocol::job::{JobRequest, Terms};
+use protocol::message::{ClusterView, FromClient, JobRecord, JobStage, Part, Role, ToClient};
 use protocol::plan::Fabric;
 use protocol::tls::Security;
 use protocol::transport::connection::{Reading, Writing};
@@ -111,10 +111,77 @@ impl Client {
         ClientError::Lost { address: self.address.clone(), cause: cause.to_string() }
     }
 
-    /// Submits a job; its events come from [`Self::next`]. Dropping the connection cancels it. Gives its number,
-    /// how many are before it, and whether it outlives the coordinator.
-    async fn submit(&mut self, request: JobRequest) -> Result<(JobId, u32, bool), ClientError> {
-        self.ask_for(&FromClient::Submit(Box::new(request))).await
+    /// Submits a job; its events come from [`Self::next`]. Dropping the connection cancels it, unless it is
+    /// detached. Gives its number, how many are before it, and whether it outlives the coordinator.
+    ///
+    /// # Errors
+    /// If it is refused, or the coordinator is lost.
+    pub async fn submit(
+        &mut self,
+        request: JobRequest,
+        terms: Terms,
+    ) -> Result<(JobId, u32, bool), ClientError> {
+        self.ask_for(&FromClient::Submit { request: Box::new(request), terms }).await
+    }
+
+    /// Follows a job, whoever submitted it: its events come from [`Self::next`], with payloads if they are wanted.
+    ///
+    /// # Errors
+    /// If there is no such job, or the coordinator is lost.
+    pub async fn watch(
+        &mut self,
+        job: JobId,
+        payloads: bool,
+    ) -> Result<(JobId, u32, bool), ClientError> {
+        self.ask_for(&FromClient::Watch { job, payloads }).await
+    }
+
+    /// Ends a job at its next call boundary, and gives what became of it.
+    ///
+    /// # Errors
+    /// If there is no such job or it has ended, or the coordinator is lost.
+    pub async fn cancel(&mut self, job: JobId) -> Result<JobRecord, ClientError> {
+        Ok(self.ask_of(&FromClient::Cancel(job)).await?.0)
+    }
+
+    /// What became of a job, and a part of it.
+    ///
+    /// # Errors
+    /// If there is no such job, or the coordinator is lost.
+    pub async fn show(
+        &mut self,
+        job: JobId,
+        with: Part,
+    ) -> Result<(JobRecord, Bytes), ClientError> {
+        self.ask_of(&FromClient::Show { job, with }).await
+    }
+
+    /// Jobs, those submitted last first, and whether there are more.
+    ///
+    /// # Errors
+    /// If the coordinator is lost, or cannot read what it keeps.
+    pub async fn jobs(
+        &mut self,
+        before: Option<JobId>,
+        limit: u16,
+        stages: Vec<JobStage>,
+    ) -> Result<(Vec<JobRecord>, bool), ClientError> {
+        let ask = FromClient::Jobs { before, limit, stages };
+        self.writer.send(&ask, &[]).await.map_err(|error| self.lost(&error))?;
+        match self.next().await?.0 {
+            ToClient::Jobs { jobs, more } => Ok((jobs, more)),
+            ToClient::Refused(fault) => Err(fault.into()),
+            other => Err(self.lost(&format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    async fn ask_of(&mut self, job: &FromClient) -> Result<(JobRecord, Bytes), ClientError> {
+        self.writer.send(job, &[]).await.map_err(|error| self.lost(&error))?;
+        match self.next().await? {
+            (ToClient::Job(record), payload) => Ok((*record, payload)),
+            (ToClient::Refused(fault), _) => Err(fault.into()),
+            (other, _) => Err(self.lost(&format!("unexpected answer {other:?}"))),
+        }
     }
 
     /// Follows a job that was submitted before.

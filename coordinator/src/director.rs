@@ -5,19 +5,23 @@
 //! a whole cluster around it in one thread.
 
 mod ailing;
+mod asking;
 mod jobs;
 mod keeping;
 mod measuring;
 mod recovery;
+mod tallies;
 mod view;
 mod workers;
 
 pub use ailing::REST;
-pub use keeping::{GATHER_PATIENCE, STORE_PAUSE};
+pub use asking::Standing;
+pub use keeping::{GATHER_PATIENCE, Retention, STORE_PAUSE};
 pub use recovery::{
     EXPLANATION_PATIENCE, FREE_PATIENCE, FUTILE_MAX, GROW_CALLS_MIN, GROW_PAUSE,
     REPLACEMENT_PATIENCE,
 };
+pub use tallies::Tallies;
 
 use crate::cluster::failure::Leases;
 use crate::cluster::pulse::Pulses;
@@ -72,7 +76,7 @@ pub struct Director {
     registry: Registry,
     leases: Leases,
     queue: Queue,
-    followers: BTreeMap<JobId, Follower>,
+    followers: BTreeMap<JobId, Vec<Follower>>,
     active: Option<Active>,
     checking: Option<Checking>,
     drains: Vec<(WorkerId, ClientId)>,
@@ -82,10 +86,12 @@ pub struct Director {
     /// What the store has not taken yet.
     unstored: Vec<Unstored>,
     store_rests_until: Duration,
+    retention: Retention,
     forget_at: Duration,
     /// Until when jobs that were begun before this process wait for its workers.
     gathering_until: Duration,
     shutting_down: bool,
+    tallies: Tallies,
     effects: Vec<Effect>,
 }
 
@@ -93,8 +99,24 @@ pub struct Director {
 #[derive(Debug)]
 struct Follower {
     client: ClientId,
+    /// Whether it is told the latent after each step.
+    latents: bool,
+    /// Whether it is told the image.
+    image: bool,
     /// Where the job stood in the queue when the client was last told.
     told: Option<Event>,
+}
+
+impl Follower {
+    /// The part of an event's payload that it wants.
+    fn part(&self, event: &Event, payload: &Bytes) -> Bytes {
+        let wanted = match event {
+            Event::Step { .. } => self.latents,
+            Event::Finished { .. } => self.image,
+            _ => true,
+        };
+        if wanted { payload.clone() } else { Bytes::new() }
+    }
 }
 
 /// The job being rendered.
@@ -109,6 +131,10 @@ struct Active {
     exact: Option<Checkpoint>,
     /// Set while it is broken off.
     broken: Option<Broken>,
+    /// When its first run started, in unix seconds.
+    started: u64,
+    /// The last step that was told of.
+    step: Option<Event>,
     /// How many ranks it had at first.
     first_ranks: usize,
     /// When its present run began.
@@ -152,9 +178,11 @@ impl Director {
             store,
             unstored: Vec::new(),
             store_rests_until: Duration::ZERO,
+            retention: Retention::default(),
             forget_at: Duration::ZERO,
             gathering_until: Duration::ZERO,
             shutting_down: false,
+            tallies: Tallies::default(),
             effects: Vec::new(),
         }
     }
@@ -178,8 +206,10 @@ impl Director {
     }
 
     fn tell(&mut self, job: JobId, event: Event, payload: Bytes) {
-        if let Some(Follower { client, .. }) = self.followers.get(&job) {
-            self.send(*client, ToClient::Event { job, event }, payload);
+        for follower in self.followers.get(&job).into_iter().flatten() {
+            let (client, payload) = (follower.client, follower.part(&event, &payload));
+            let message = Box::new(ToClient::Event { job, event: event.clone() });
+            self.effects.push(Effect::Tell { client, message, payload });
         }
     }
 

@@ -1,6 +1,6 @@
 //! The store of jobs under `kill -9`.
 
-use coordinator::job::store::{Keep, Store, StoredCheckpoint};
+use coordinator::job::store::{Asked, Keep, Store, StoredCheckpoint};
 use coordinator::planner::cost::preset;
 use coordinator::planner::settle;
 use protocol::job::{JobRequest, JobSpec, Warmup};
@@ -58,9 +58,9 @@ fn writes_until_killed() {
         writeln!(io::stdout().lock(), "\n{what} {} {calls}", job.0).expect("the parent reads");
     };
     loop {
-        let job = store.accept(&request(), 1, 1).expect("room");
+        let job = store.accept(&Asked::new(request(), 1), 1).expect("room");
         say("accepted", job, 0);
-        store.started(run(job, 0), "digest", &spec()).expect("room");
+        store.started(run(job, 0), "digest", &spec(), 1).expect("room");
         for calls in 1..=4 {
             store.checkpoint(run(job, 0), calls, 4, &bytes(calls)).expect("room");
             say("checkpoint", job, calls);
@@ -108,7 +108,7 @@ impl Said {
             }
         }
         for job in &unfinished.jobs {
-            assert_eq!(job.request, request());
+            assert_eq!(job.asked.request, request());
             let said = self.checkpoints.get(&job.job.0).copied().unwrap_or(0);
             let calls = job.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls);
             assert!(calls >= said, "{}: call {calls}, but {said} was said", job.job);

@@ -5,6 +5,7 @@ use super::supervisor::{
     WorkerHeard, WorkerLeft, WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
+use crate::director::{ClientId, Standing};
 use crate::identity::{Access, Keeper};
 use actix::Addr;
 use bytes::Bytes;
@@ -268,21 +269,28 @@ async fn command_worker(
     }
 }
 
+/// The number of a client's session: no two have the same.
+pub(super) fn next_client() -> ClientId {
+    static CLIENTS: AtomicU64 = AtomicU64::new(0);
+    CLIENTS.fetch_add(1, Ordering::Relaxed)
+}
+
 async fn serve_client(
     (mut reader, mut writer): (Reader, Writer),
     identity: Option<PeerIdentity>,
     door: &Door,
 ) -> Result<(), SessionError> {
-    static CLIENTS: AtomicU64 = AtomicU64::new(0);
-    let client = CLIENTS.fetch_add(1, Ordering::Relaxed);
+    let client = next_client();
     let supervisor = &door.supervisor;
+    let owner = identity.as_ref().map_or("local", |identity| identity.name.as_str());
+    let standing = Standing::of(owner);
     let (out, mut events) = mpsc::unbounded_channel::<(ToClient, Bytes)>();
     let unread = Arc::new(AtomicUsize::new(0));
     let answers = Answers { out, unread: Arc::clone(&unread) };
     writer.set_patience(CLIENT_PATIENCE);
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
-    supervisor.do_send(ClientCame { client, answers });
+    supervisor.do_send(ClientCame { client, answers, standing });
     let mut revoked = pin!(door.access.revoked(identity.as_ref()));
     let ended = async {
         loop {

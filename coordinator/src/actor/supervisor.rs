@@ -1,11 +1,11 @@
 //! The root actor: the [`Director`] with a clock, and the sessions that its effects go to.
 
 use crate::cluster::failure::TICK;
-use crate::director::{ClientId, Director, Effect};
-use actix::prelude::{Actor, AsyncContext, Context, Handler, Message};
+use crate::director::{ClientId, Director, Effect, Standing, Tallies};
+use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
 use bytes::Bytes;
 use protocol::identity::Fingerprint;
-use protocol::message::{FromClient, Join, ToClient, ToCoordinator, ToWorker};
+use protocol::message::{ClusterView, FromClient, Join, ToClient, ToCoordinator, ToWorker};
 use protocol::{Fault, WorkerId};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -77,6 +77,7 @@ pub(super) struct WorkerLeft {
 pub(super) struct ClientCame {
     pub(super) client: ClientId,
     pub(super) answers: Answers,
+    pub(super) standing: Standing,
 }
 
 /// A client said something.
@@ -94,6 +95,11 @@ pub(super) struct ClientLeft {
     pub(super) client: ClientId,
 }
 
+/// Someone wants to know how the cluster is, and what happened so far.
+#[derive(Debug, Message)]
+#[rtype(result = "(ClusterView, Tallies)")]
+pub(super) struct Gauge;
+
 /// Ends every job; no more start.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -107,7 +113,7 @@ pub struct Supervisor {
     /// How many workers were let in so far.
     admitted: Arc<AtomicUsize>,
     workers: BTreeMap<WorkerId, Orders>,
-    clients: BTreeMap<ClientId, Answers>,
+    clients: BTreeMap<ClientId, (Answers, Standing)>,
 }
 
 impl Supervisor {
@@ -132,7 +138,7 @@ impl Supervisor {
                 }
                 Effect::Tell { client, message, payload } => {
                     let answers = self.clients.get(&client);
-                    if answers.is_some_and(|answers| !answers.send(*message, payload)) {
+                    if answers.is_some_and(|(answers, _)| !answers.send(*message, payload)) {
                         // Its session may not get to say so: it waits for the client to read.
                         self.clients.remove(&client);
                         self.director.client_left(client, self.now());
@@ -201,8 +207,9 @@ impl Handler<WorkerLeft> for Supervisor {
 impl Handler<ClientCame> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ClientCame { client, answers }: ClientCame, _: &mut Self::Context) {
-        self.clients.insert(client, answers);
+    fn handle(&mut self, came: ClientCame, _: &mut Self::Context) {
+        let ClientCame { client, answers, standing } = came;
+        self.clients.insert(client, (answers, standing));
     }
 }
 
@@ -211,17 +218,33 @@ impl Handler<ClientSaid> for Supervisor {
 
     fn handle(&mut self, ClientSaid { client, message }: ClientSaid, _: &mut Self::Context) {
         let now = self.now();
+        let Self { director, clients, .. } = self;
+        let Some((_, standing)) = clients.get(&client) else { return };
         match message {
-            FromClient::Submit(request) => {
+            FromClient::Submit { request, terms } => {
                 let seed = RandomState::new().build_hasher().finish() & u64::from(u32::MAX);
-                self.director.submit(client, *request, seed, now);
+                director.submit((client, standing), (*request, terms), seed, now);
             }
-            FromClient::Follow(job) => self.director.follow(client, job, now),
-            FromClient::Drain(worker) => self.director.drain(client, &worker, now),
-            FromClient::Netcheck { fabrics } => self.director.measure_links(client, &fabrics, now),
-            FromClient::Status => self.director.tell_status(client, now),
+            FromClient::Follow(job) => director.follow(client, job, now),
+            FromClient::Drain(worker) => director.drain(client, &worker, now),
+            FromClient::Netcheck { fabrics } => director.measure_links(client, &fabrics, now),
+            FromClient::Status => director.tell_status(client, now),
+            FromClient::Watch { job, payloads } => director.watch(client, job, payloads, now),
+            FromClient::Cancel(job) => director.cancel(client, job, now),
+            FromClient::Show { job, with } => director.show(client, job, with, now),
+            FromClient::Jobs { before, limit, stages } => {
+                director.list(client, (before, limit), &stages, now);
+            }
         }
         self.carry();
+    }
+}
+
+impl Handler<Gauge> for Supervisor {
+    type Result = MessageResult<Gauge>;
+
+    fn handle(&mut self, _: Gauge, _: &mut Self::Context) -> Self::Result {
+        MessageResult((self.director.view(self.now()), self.director.tallies()))
     }
 }
 

@@ -60,7 +60,11 @@ pub(super) async fn run(arguments: NetcheckArgs) -> anyhow::Result<ExitCode> {
             }
             ToClient::Cluster(view) => break *view,
             ToClient::Refused(fault) => return Err(fault.into()),
-            ToClient::Accepted { .. } | ToClient::Event { .. } | ToClient::Drained(_) => {}
+            ToClient::Accepted { .. }
+            | ToClient::Event { .. }
+            | ToClient::Drained(_)
+            | ToClient::Job(_)
+            | ToClient::Jobs { .. } => {}
         }
     };
     let meshes = predict(&arguments, &links, &view);

@@ -4,7 +4,7 @@
 use super::{Client, ClientError, Destination};
 use bytes::Bytes;
 use protocol::JobId;
-use protocol::job::JobRequest;
+use protocol::job::{JobRequest, Terms};
 use protocol::message::{Event, ToClient};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -32,7 +32,7 @@ impl Submission {
     /// If there is no coordinator, or it does not take the job.
     pub async fn new(to: &Destination, request: JobRequest) -> Result<Self, ClientError> {
         let mut client = Client::connect(to).await?;
-        let (job, ahead, kept) = client.submit(request).await?;
+        let (job, ahead, kept) = client.submit(request, Terms::default()).await?;
         Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept })
     }
 

@@ -51,10 +51,10 @@ impl Director {
 mod tests {
     use super::*;
     use crate::cluster::registry::tests::join;
-    use crate::director::{EXPLANATION_PATIENCE, Effect, GATHER_PATIENCE};
+    use crate::director::{EXPLANATION_PATIENCE, Effect, GATHER_PATIENCE, Standing};
     use crate::planner::tests::request;
     use bytes::Bytes;
-    use protocol::job::{CfgSplit, JobRequest};
+    use protocol::job::{CfgSplit, JobRequest, Terms};
     use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
     use protocol::{FaultKind, Rank, RunId};
     use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -77,7 +77,7 @@ mod tests {
     }
 
     fn submit(director: &mut Director) -> Vec<(WorkerId, RunId)> {
-        director.submit(CLIENT, request(), 7, START);
+        director.submit((CLIENT, &Standing::of("me")), (request(), Terms::default()), 7, START);
         started(&director.effects())
     }
 
@@ -137,7 +137,7 @@ mod tests {
     fn r6_a_worker_that_was_left_out_for_another_takes_part_once_the_job_failed_on_that() {
         let (mut director, workers) = cluster(2);
         let request = JobRequest { cfg_split: CfgSplit::On, ..request() };
-        director.submit(CLIENT, request, 7, START);
+        director.submit((CLIENT, &Standing::of("me")), (request, Terms::default()), 7, START);
         let run = started(&director.effects())[0].1;
         let fault = Fault::new(FaultKind::PeerLost, "cut").on(Rank(1)).with(Rank(0));
         let said = ToCoordinator::Failed { run, fault };

@@ -1,13 +1,14 @@
 //! Jobs from submission to their end.
 
-use super::{Active, ClientId, Director, Effect, Follower};
+use super::{Active, ClientId, Director, Effect, Follower, Standing};
 use crate::cluster::pulse::Pulses;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
 use crate::job::state::{RunState, Tally};
+use crate::job::store::Asked;
 use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
-use protocol::job::{JobRequest, JobSpec, Mode};
+use protocol::job::{JobRequest, JobSpec, Mode, Terms};
 use protocol::message::{Event, RecoveryView, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
 use protocol::{Epoch, Fault, FaultKind, JobId, Rank};
@@ -15,40 +16,97 @@ use std::time::Duration;
 
 impl Director {
     /// A client submits a job; `seed` is used if it names none.
-    pub fn submit(&mut self, client: ClientId, request: JobRequest, seed: u64, now: Duration) {
+    pub fn submit(
+        &mut self,
+        (client, standing): (ClientId, &Standing),
+        (request, terms): (JobRequest, Terms),
+        seed: u64,
+        now: Duration,
+    ) {
         self.now = now;
-        match self.accept(client, request, seed) {
+        let latents = request.stream_latents;
+        let (owner, Terms { detached, priority, idempotency_key }) =
+            (standing.owner.clone(), terms);
+        let asked = Asked { request, seed, owner, priority, idempotency_key };
+        match self.known(&asked) {
+            Ok(Some(job)) => return self.follow_as((client, !detached), job, (latents, true)),
+            Ok(None) => {}
+            Err(fault) => return self.refuse(client, fault),
+        }
+        let leaver = (!detached).then_some(client);
+        match self.accept(leaver, asked, standing.waiting_max) {
             Ok((job, ahead)) => {
-                self.followers.insert(job, Follower { client, told: None });
+                let follower = Follower { client, latents, image: true, told: None };
+                self.followers.entry(job).or_default().push(follower);
                 let ahead = ahead + usize::from(self.active.is_some());
                 let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
                 self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
             }
-            Err(fault) => self.answer(client, ToClient::Refused(fault)),
+            Err(fault) => self.refuse(client, fault),
         }
         self.go_on();
     }
 
+    fn refuse(&mut self, client: ClientId, fault: Fault) {
+        self.tallies.refused += 1;
+        self.answer(client, ToClient::Refused(fault));
+    }
+
+    /// The job that this owner submitted under this idempotency key before.
+    fn known(&mut self, asked: &Asked) -> Result<Option<JobId>, Fault> {
+        let Some(key) = &asked.idempotency_key else { return Ok(None) };
+        let known = self.store.known(&asked.owner, key);
+        match self.stored(known)? {
+            None => Ok(None),
+            Some((job, before)) if before.request == asked.request => Ok(Some(job)),
+            Some((job, _)) => {
+                let cause = format!(
+                    "the idempotency key `{key}` is that of {job}, which asks for something else: give another key"
+                );
+                Err(Fault::new(FaultKind::Conflict, cause))
+            }
+        }
+    }
+
     fn accept(
         &mut self,
-        client: ClientId,
-        request: JobRequest,
-        seed: u64,
+        client: Option<ClientId>,
+        asked: Asked,
+        waiting_max: usize,
     ) -> Result<(JobId, usize), Fault> {
         if self.shutting_down {
             return Err(Fault::new(FaultKind::ShuttingDown, "the coordinator is going away"));
         }
         if let Some(card) = self.registry.model() {
-            planner::settle(&request, card, seed)?;
+            planner::settle(&asked.request, card, asked.seed)?;
         }
-        self.queue.check_room()?;
-        let job = self.store_accepted(&request, seed)?;
-        Ok((job, self.queue.push(Waiting::new(job, client, request, seed))))
+        self.queue.check_room(&asked.owner, waiting_max)?;
+        let job = self.store_accepted(&asked)?;
+        self.tallies.accepted += 1;
+        let accepted = self.unix();
+        Ok((job, self.queue.push(Waiting::new(job, client, asked, accepted))))
     }
 
-    /// A client wants to hear of a job from now on, in the place of whoever did before.
+    /// The client that submitted a job comes back: from now on it is its leaving that cancels it.
     pub fn follow(&mut self, client: ClientId, job: JobId, now: Duration) {
         self.now = now;
+        self.follow_as((client, true), job, (false, true));
+    }
+
+    /// A client wants to hear of a job from now on, whoever submitted it.
+    pub fn watch(&mut self, client: ClientId, job: JobId, payloads: bool, now: Duration) {
+        self.now = now;
+        self.follow_as((client, false), job, (payloads, payloads));
+    }
+
+    /// Tells a client of a job from now on, with latents, the image or neither; it may be from now on the one
+    /// whose leaving cancels it.
+    fn follow_as(
+        &mut self,
+        (client, adopts): (ClientId, bool),
+        job: JobId,
+        (latents, image): (bool, bool),
+    ) {
         let running = self.active.as_ref().filter(|active| active.job() == job);
         let started = running.map(|active| self.started(active.run.plan(), active.reason.clone()));
         let place = self.queue.iter().position(|waiting| waiting.job == job);
@@ -58,22 +116,34 @@ impl Director {
             (None, Some(ahead)) => ahead + usize::from(self.active.is_some()),
             (None, None) => {
                 return match self.ended(job) {
-                    Ok(Some(outcome)) => self.tell_ended(client, job, outcome),
+                    Ok(Some(outcome)) => self.tell_ended(client, job, outcome, image),
                     Ok(None) => self.answer(client, ToClient::Refused(unknown(job))),
                     Err(fault) => self.answer(client, ToClient::Refused(fault)),
                 };
             }
         };
-        self.queue.adopt(job, client);
-        if let Some(active) = self.active.as_mut().filter(|active| active.job() == job) {
-            active.asked.client = Some(client);
+        if adopts {
+            self.queue.adopt(job, client);
         }
-        self.followers.insert(job, Follower { client, told: None });
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
         self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
-        if let Some(started) = started {
-            self.tell(job, started, Bytes::new());
+        let mut follower = Follower { client, latents, image, told: None };
+        if let Some(active) = self.active.as_mut().filter(|active| active.job() == job) {
+            follower.latents |= adopts && active.asked.request.stream_latents;
+            if adopts {
+                active.asked.client = Some(client);
+            }
+            active.run.stream(follower.latents);
+            let step = active.step.clone().filter(|_| !adopts);
+            let latent = active.run.checkpoint().map(Checkpoint::latent).unwrap_or_default();
+            for event in started.into_iter().chain(step) {
+                let payload = follower.part(&event, &latent);
+                self.send(client, ToClient::Event { job, event }, payload);
+            }
         }
+        let followers = self.followers.entry(job).or_default();
+        followers.retain(|other| other.client != client);
+        followers.push(follower);
         self.tell_waiting();
     }
 
@@ -92,7 +162,10 @@ impl Director {
         if self.active.as_ref().is_some_and(|active| active.asked.client == Some(client)) {
             self.fail(fault);
         }
-        self.followers.retain(|_, follower| follower.client != client);
+        self.followers.retain(|_, followers| {
+            followers.retain(|follower| follower.client != client);
+            !followers.is_empty()
+        });
     }
 
     /// Does what can be done now: goes on with a job that broke off, or starts the next one.
@@ -177,11 +250,15 @@ impl Director {
             tally.recoveries.push(recovery);
         }
         self.command(&plan, checkpoint.as_ref());
-        let latents = asked.request.stream_latents;
+        let mut followers = self.followers.get(&job).into_iter().flatten();
+        let latents = followers.any(|follower| follower.latents);
         let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, self.now, carried);
+        let started = asked.started.unwrap_or_else(|| self.unix());
         self.active = Some(Active {
+            started,
+            step: None,
             first_ranks: run.plan().world_size(),
             run_began: self.now,
             asked,
@@ -223,12 +300,14 @@ impl Director {
         for (waiting, ahead) in self.queue.iter().zip(running..) {
             let wanted = Wish::from(&waiting.request).fewest().into();
             let event = Event::Queued { ahead, workers, wanted };
-            let Some(follower) = self.followers.get_mut(&waiting.job) else { continue };
-            if follower.told.as_ref() != Some(&event) {
-                follower.told = Some(event.clone());
-                let message = Box::new(ToClient::Event { job: waiting.job, event });
-                let (client, payload) = (follower.client, Bytes::new());
-                self.effects.push(Effect::Tell { client, message, payload });
+            for follower in self.followers.get_mut(&waiting.job).into_iter().flatten() {
+                if follower.told.as_ref() != Some(&event) {
+                    follower.told = Some(event.clone());
+                    let message =
+                        Box::new(ToClient::Event { job: waiting.job, event: event.clone() });
+                    let (client, payload) = (follower.client, Bytes::new());
+                    self.effects.push(Effect::Tell { client, message, payload });
+                }
             }
         }
     }
@@ -256,6 +335,10 @@ impl Director {
                         Some((event @ Event::Finished { .. }, image)) => self.finish(event, image),
                         Some((event, payload)) => {
                             let step = matches!(event, Event::Step { .. });
+                            if step {
+                                active.step = Some(event.clone());
+                                self.tallies.step(&event);
+                            }
                             self.tell(job, event, payload);
                             if step {
                                 self.stepped();
@@ -307,7 +390,8 @@ impl Director {
             self.resting.retain(|worker, _| !active.failed_on.contains(worker));
         }
         self.stop_run(active.run_id(), active.run.longest_call(), &fault);
-        self.end(active.job(), vec![Event::Failed { fault }], Bytes::new());
+        let started = self.started(active.run.plan(), active.reason.clone());
+        self.end(active.job(), vec![started, Event::Failed { fault }], Bytes::new());
         self.go_on();
     }
 
@@ -331,14 +415,14 @@ impl Director {
     pub(super) fn store_started(&mut self, plan: &Plan, request: &JobRequest) -> Result<(), Fault> {
         let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
         let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
-        let started = self.store.started(plan.run, &model, &spec);
+        let started = self.store.started(plan.run, &model, &spec, self.unix());
         self.stored(started)
     }
 }
 
-fn unknown(job: JobId) -> Fault {
+pub(super) fn unknown(job: JobId) -> Fault {
     let cause = format!("{job} is not known here: it ended long ago, or was never accepted");
-    Fault::new(FaultKind::InvalidRequest, cause)
+    Fault::new(FaultKind::UnknownJob, cause)
 }
 
 /// What people are told of a job that the coordinator before this one had begun.

@@ -6,9 +6,8 @@
 use super::{ClientId, Director};
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
-use crate::job::store::{Keep, Outcome, StoreError, StoredJob};
+use crate::job::store::{Asked, Keep, Outcome, StoreError, StoredJob};
 use bytes::{BufMut, Bytes, BytesMut};
-use protocol::job::JobRequest;
 use protocol::message::{Event, ToClient};
 use protocol::{Epoch, Fault, FaultKind, JobId};
 use std::time::Duration;
@@ -19,10 +18,26 @@ pub const GATHER_PATIENCE: Duration = Duration::from_millis(2500);
 /// How long a store that failed is left alone: a full disk is not emptied sooner, and nobody wants the message
 /// more often.
 pub const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// How long the ends of jobs are kept for clients that come back, in seconds: a day.
-const KEPT_SECONDS: u64 = 24 * 3600;
+/// Images that are kept in memory take so many bytes at most: 85 of a megapixel.
+const IN_MEMORY_BYTES: u64 = 256 << 20;
 /// How often what is older is forgotten.
 const FORGET_EVERY: Duration = Duration::from_secs(60);
+
+/// How much is kept of jobs that ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long.
+    pub seconds: u64,
+    /// How many bytes their images may take.
+    pub image_bytes: u64,
+}
+
+impl Default for Retention {
+    /// A day, and images of 4 GiB: a thousand of a megapixel.
+    fn default() -> Self {
+        Self { seconds: 24 * 3600, image_bytes: 4 << 30 }
+    }
+}
 
 /// The end of a job, which the store has not taken yet.
 #[derive(Debug)]
@@ -55,7 +70,12 @@ impl Director {
         Ok(director)
     }
 
-    fn unix(&self) -> u64 {
+    /// Keeps what ended for so long from now on.
+    pub fn retain(&mut self, retention: Retention) {
+        self.retention = retention;
+    }
+
+    pub(super) fn unix(&self) -> u64 {
         self.unix + self.now.as_secs()
     }
 
@@ -74,12 +94,8 @@ impl Director {
     }
 
     /// Stores a job that is to be accepted, and gives its number.
-    pub(super) fn store_accepted(
-        &mut self,
-        request: &JobRequest,
-        seed: u64,
-    ) -> Result<JobId, Fault> {
-        let accepted = self.store.accept(request, seed, self.unix());
+    pub(super) fn store_accepted(&mut self, asked: &Asked) -> Result<JobId, Fault> {
+        let accepted = self.store.accept(asked, self.unix());
         self.stored(accepted)
     }
 
@@ -113,28 +129,31 @@ impl Director {
             if self.store_rests() {
                 return;
             }
-            let kept: &[u8] = if self.store.is_kept() { image } else { &[] };
-            let finished = self.store.finish(*job, events, kept, self.unix());
+            let finished = self.store.finish(*job, events, image, self.unix());
             if self.stored(finished).is_err() {
                 return;
             }
             let Unstored { job, mut events, image } = self.unstored.remove(0);
             if let Some(last) = events.pop() {
+                self.tallies.ended(&last);
                 self.tell(job, last, image);
             }
             self.followers.remove(&job);
             if !self.store.is_kept() {
-                // Nobody can come back for it.
-                let forgotten = self.store.forget_before(u64::MAX >> 1);
-                self.stored(forgotten).ok(); // said
+                self.forget(); // memory is soon full
             }
         }
         if self.now >= self.forget_at && !self.store_rests() {
             self.forget_at = self.now + FORGET_EVERY;
-            let before = self.unix().saturating_sub(KEPT_SECONDS);
-            let forgotten = self.store.forget_before(before);
-            self.stored(forgotten).ok(); // said, and tried again
+            self.forget();
         }
+    }
+
+    fn forget(&mut self) {
+        let Retention { seconds, image_bytes } = self.retention;
+        let bytes = if self.store.is_kept() { image_bytes } else { IN_MEMORY_BYTES };
+        let forgotten = self.store.forget(self.unix().saturating_sub(seconds), bytes);
+        self.stored(forgotten).ok(); // said, and tried again
     }
 
     /// Whether a job has ended, and the store does not know it yet.
@@ -149,7 +168,13 @@ impl Director {
     }
 
     /// Tells a client that came back how a job ended.
-    pub(super) fn tell_ended(&mut self, client: ClientId, job: JobId, outcome: Outcome) {
+    pub(super) fn tell_ended(
+        &mut self,
+        client: ClientId,
+        job: JobId,
+        outcome: Outcome,
+        with_image: bool,
+    ) {
         self.answer(client, ToClient::Accepted { job, ahead: 0, kept: self.store.is_kept() });
         let Outcome { mut events, image, .. } = outcome;
         let last = events.pop();
@@ -157,6 +182,7 @@ impl Director {
             self.answer(client, ToClient::Event { job, event });
         }
         if let Some(event) = last {
+            let image = if with_image { image } else { Bytes::new() };
             self.send(client, ToClient::Event { job, event }, image);
         }
     }
@@ -164,12 +190,13 @@ impl Director {
 
 /// A job that a coordinator before this one accepted.
 fn waiting(stored: StoredJob) -> Waiting {
-    let StoredJob { job, request, seed, run, checkpoint, .. } = stored;
+    let StoredJob { job, accepted, started, asked, run, checkpoint } = stored;
     let epoch = run.as_ref().map_or(Epoch(0), |run| Epoch(run.epoch.0 + 1));
     let checkpoint = checkpoint.and_then(|stored| {
         let history = *stored.bytes.first()?;
         let planes = stored.bytes.slice(1..);
         Some(Checkpoint { calls: stored.calls, of: stored.of, history, planes })
     });
-    Waiting { job, client: None, request, seed, epoch, model: run.map(|run| run.model), checkpoint }
+    let model = run.map(|run| run.model);
+    Waiting { started, epoch, model, checkpoint, ..Waiting::new(job, None, asked, accepted) }
 }

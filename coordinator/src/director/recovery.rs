@@ -89,6 +89,7 @@ impl Director {
                 });
                 let run = active.run_id();
                 tracing::warn!("{run} broke off: {fault}");
+                self.tallies.interrupted += 1;
                 self.stop_run(run, longest, &fault);
             }
         }
@@ -246,7 +247,7 @@ impl Director {
         self.command(&plan, from.as_ref());
         let mut tally = active.run.tally().clone();
         tally.recoveries.push(recovery);
-        let latents = active.asked.request.stream_latents;
+        let latents = active.run.streams();
         let pulses = Pulses::new(plan.world_size());
         let run = RunState::resumed(plan, latents, active.run.started(), (from, tally));
         let run_began = self.now;

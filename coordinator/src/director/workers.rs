@@ -127,6 +127,7 @@ impl Director {
         self.leases.remove(worker);
         let Some((name, address)) = self.registry.remove(worker) else { return };
         tracing::info!("{worker} ({name} at {address}) left{}", because(cause));
+        self.tallies.workers_lost += u64::from(!drained);
         let (gone, drains) =
             std::mem::take(&mut self.drains).into_iter().partition(|(each, _)| *each == worker);
         self.drains = drains;

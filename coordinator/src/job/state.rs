@@ -106,6 +106,17 @@ impl RunState {
         }
     }
 
+    /// From now on, events of steps come with the latent, if anybody wants it.
+    pub fn stream(&mut self, wanted: bool) {
+        self.stream_latents |= wanted;
+    }
+
+    /// Whether events of steps come with the latent.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        self.stream_latents
+    }
+
     /// When the job started.
     #[must_use]
     pub fn started(&self) -> Duration {

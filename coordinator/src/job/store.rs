@@ -14,18 +14,20 @@
 //! back, which only costs its steps. What is stored later never is there without it.
 
 mod disk;
+mod ended;
 mod error;
 mod keep;
 #[cfg(test)]
 mod tests;
 
+pub use ended::EndedJob;
 pub use error::StoreError;
 pub use keep::Keep;
 
 use bytes::Bytes;
 use protocol::codec::{decode_body, encode_body};
-use protocol::job::{JobRequest, JobSpec};
-use protocol::message::Event;
+use protocol::job::{JobRequest, JobSpec, Priority};
+use protocol::message::{Event, JobStage};
 use protocol::{Epoch, Fault, FaultKind, JobId, RELEASE, RunId, WIRE_VERSION};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::Serialize;
@@ -55,6 +57,30 @@ pub struct Unfinished {
     pub unreadable: Vec<(JobId, Fault)>,
 }
 
+/// What a job was accepted as.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// What was asked for.
+    pub request: JobRequest,
+    /// The seed that was settled then.
+    pub seed: u64,
+    /// Who submitted it.
+    pub owner: String,
+    /// Whether it is rendered before others.
+    pub priority: Priority,
+    /// The owner's name for this submission.
+    pub idempotency_key: Option<String>,
+}
+
+impl Asked {
+    /// What someone on this machine asks for, in turn with others.
+    #[must_use]
+    pub fn new(request: JobRequest, seed: u64) -> Self {
+        let (owner, priority) = ("local".to_owned(), Priority::Normal);
+        Self { request, seed, owner, priority, idempotency_key: None }
+    }
+}
+
 /// A job that has not ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredJob {
@@ -62,10 +88,10 @@ pub struct StoredJob {
     pub job: JobId,
     /// When it was accepted.
     pub accepted: u64,
-    /// What was asked for.
-    pub request: JobRequest,
-    /// The seed that was settled then.
-    pub seed: u64,
+    /// When its first run started.
+    pub started: Option<u64>,
+    /// What it was accepted as.
+    pub asked: Asked,
     /// The last run of it; None if it never had workers.
     pub run: Option<StoredRun>,
     /// How far it got; None if no call was ever done.
@@ -191,9 +217,7 @@ impl Keep for Store {
     }
 
     fn unfinished(&self) -> Result<Unfinished, StoreError> {
-        let select = "SELECT id, wire, release, accepted, seed, request, epoch, model, spec, \
-                             calls, calls_total, bytes \
-                      FROM jobs LEFT JOIN checkpoints ON job = id \
+        let select = "SELECT *, calls, calls_total, bytes FROM jobs LEFT JOIN checkpoints ON job = id \
                       WHERE ended IS NULL ORDER BY id";
         let mut unfinished = Unfinished::default();
         let mut collect = || {
@@ -212,12 +236,16 @@ impl Keep for Store {
         Ok(unfinished)
     }
 
-    fn accept(&mut self, request: &JobRequest, seed: u64, now: u64) -> Result<JobId, StoreError> {
+    fn accept(&mut self, asked: &Asked, now: u64) -> Result<JobId, StoreError> {
         let what = "a new job";
+        let Asked { request, seed, owner, priority, idempotency_key: once } = asked;
         let request = encode(&what, request)?;
-        let values = params![WIRE_VERSION, RELEASE, integer(now), seed.cast_signed(), request];
-        let insert = "INSERT INTO jobs (wire, release, accepted, seed, request) \
-                      VALUES (?1, ?2, ?3, ?4, ?5)";
+        let (seed, priority) = (seed.cast_signed(), priority.name());
+        let values =
+            params![WIRE_VERSION, RELEASE, integer(now), seed, request, owner, priority, once];
+        let insert = "INSERT INTO jobs \
+                          (wire, release, accepted, seed, request, owner, priority, once) \
+                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
         let id = self.write(Durable::Now, &what, |transaction| {
             transaction.execute(insert, values)?;
             Ok(transaction.last_insert_rowid())
@@ -225,16 +253,34 @@ impl Keep for Store {
         Ok(JobId(id.cast_unsigned()))
     }
 
-    fn started(&mut self, run: RunId, model: &str, spec: &JobSpec) -> Result<(), StoreError> {
+    fn known(&self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
+        let select = "SELECT * FROM jobs WHERE owner = ?1 AND once = ?2";
+        let read = |row: &Row<'_>| {
+            let written = Written::of(row, "accepted")?;
+            Ok(written.asked(row)?.ok().map(|asked| (written.job, asked)))
+        };
+        let known = self.connection.query_row(select, [owner, key], read).optional();
+        let what = format_args!("the job of idempotency key `{key}`");
+        known.map(Option::flatten).map_err(|error| self.failed(&what, &error))
+    }
+
+    fn started(
+        &mut self,
+        run: RunId,
+        model: &str,
+        spec: &JobSpec,
+        now: u64,
+    ) -> Result<(), StoreError> {
         let what = format_args!("the start of {run}");
         let spec = encode(&what, spec)?;
         let outdated = "DELETE FROM checkpoints WHERE job = (SELECT id FROM jobs WHERE id = ?1 \
                     AND ended IS NULL AND epoch < ?2 AND (model <> ?3 OR spec <> ?4))";
-        let update = "UPDATE jobs SET epoch = ?2, model = ?3, spec = ?4 WHERE id = ?1 \
-                      AND ended IS NULL AND (epoch IS NULL OR epoch < ?2)";
-        let values = params![key(run.job), run.epoch.0, model, spec];
+        let update = "UPDATE jobs SET epoch = ?2, model = ?3, spec = ?4, \
+                          started = coalesce(started, ?5) \
+                      WHERE id = ?1 AND ended IS NULL AND (epoch IS NULL OR epoch < ?2)";
         let rows = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute(outdated, values)?;
+            transaction.execute(outdated, params![key(run.job), run.epoch.0, model, spec])?;
+            let values = params![key(run.job), run.epoch.0, model, spec, integer(now)];
             transaction.execute(update, values)
         })?;
         self.check_taken(rows, run)
@@ -264,10 +310,13 @@ impl Keep for Store {
         now: u64,
     ) -> Result<(), StoreError> {
         let what = format_args!("the end of {job}");
+        let stage = ended::stage_of(events);
         let events = encode(&what, &events)?;
-        let update = "UPDATE jobs SET wire = ?2, release = ?3, ended = ?4, events = ?5, image = ?6 \
+        let update = "UPDATE jobs SET wire = ?2, release = ?3, ended = ?4, events = ?5, image = ?6, \
+                          stage = ?7 \
                       WHERE id = ?1 AND ended IS NULL";
-        let values = params![key(job), WIRE_VERSION, RELEASE, integer(now), events, image];
+        let (now, stage) = (integer(now), stage.name());
+        let values = params![key(job), WIRE_VERSION, RELEASE, now, events, image, stage];
         let rows = self.write(Durable::Now, &what, |transaction| {
             transaction.execute("DELETE FROM checkpoints WHERE job = ?1", [key(job)])?;
             transaction.execute(update, values)
@@ -276,8 +325,7 @@ impl Keep for Store {
     }
 
     fn outcome(&self, job: JobId) -> Result<Option<Outcome>, StoreError> {
-        let select = "SELECT id, wire, release, accepted, ended, request, events, image \
-                      FROM jobs WHERE id = ?1";
+        let select = "SELECT * FROM jobs WHERE id = ?1";
         self.connection
             .query_row(select, [key(job)], outcome_of)
             .optional()
@@ -285,12 +333,28 @@ impl Keep for Store {
             .map_err(|error| self.failed(&format_args!("the end of {job}"), &error))
     }
 
-    fn forget_before(&mut self, time: u64) -> Result<usize, StoreError> {
-        let delete = "DELETE FROM jobs WHERE ended < ?1 \
+    fn ended_job(&self, job: JobId) -> Result<Option<EndedJob>, StoreError> {
+        self.read_ended(job)
+    }
+
+    fn ended_jobs(
+        &self,
+        before: Option<JobId>,
+        stages: &[JobStage],
+        limit: usize,
+    ) -> Result<Vec<EndedJob>, StoreError> {
+        self.list_ended(before, stages, limit)
+    }
+
+    fn forget(&mut self, time: u64, image_bytes_max: u64) -> Result<usize, StoreError> {
+        let old = "DELETE FROM jobs WHERE ended < ?1 \
                       OR (ended IS NULL AND wire <> ?2 AND accepted < ?1)";
-        let values = params![integer(time), WIRE_VERSION];
+        let many = "DELETE FROM jobs WHERE id IN (SELECT id FROM ( \
+                        SELECT id, sum(length(image)) OVER (ORDER BY ended DESC, id DESC) AS bytes \
+                        FROM jobs WHERE ended IS NOT NULL) WHERE bytes > ?1)";
         self.write(Durable::Later, &"what is forgotten", |transaction| {
-            transaction.execute(delete, values)
+            let forgotten = transaction.execute(old, params![integer(time), WIRE_VERSION])?;
+            Ok(forgotten + transaction.execute(many, [integer(image_bytes_max)])?)
         })
     }
 }
@@ -305,10 +369,25 @@ struct Written {
 }
 
 impl Written {
-    /// Of a row that starts with id, wire and release.
+    /// Of a row of all columns of jobs.
     fn of(row: &Row<'_>, did: &'static str) -> rusqlite::Result<Self> {
-        let job = JobId(row.get::<_, i64>(0)?.cast_unsigned());
-        Ok(Self { job, wire: row.get(1)?, release: row.get(2)?, did })
+        let job = JobId(row.get::<_, i64>("id")?.cast_unsigned());
+        Ok(Self { job, wire: row.get("wire")?, release: row.get("release")?, did })
+    }
+
+    /// What its job was accepted as.
+    fn asked(&self, row: &Row<'_>) -> rusqlite::Result<Result<Asked, Fault>> {
+        let (request, priority): (Vec<u8>, String) = (row.get("request")?, row.get("priority")?);
+        let read = self.decode(&request).and_then(|request| {
+            Ok((request, priority.parse().map_err(|error| self.unreadable(&error))?))
+        });
+        let (request, priority) = match read {
+            Ok(read) => read,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        let (seed, owner) = (row.get::<_, i64>("seed")?.cast_unsigned(), row.get("owner")?);
+        let idempotency_key = row.get("once")?;
+        Ok(Ok(Asked { request, seed, owner, priority, idempotency_key }))
     }
 
     /// What the bytes mean, if they are of this release's wire version.
@@ -332,26 +411,31 @@ impl Written {
 
 /// The job of a row of [`Keep::unfinished`].
 fn stored_job(written: &Written, row: &Row<'_>) -> rusqlite::Result<Result<StoredJob, Fault>> {
-    let (request, spec) = (row.get::<_, Vec<u8>>(5)?, row.get::<_, Option<Vec<u8>>>(8)?);
-    let decoded = written.decode(&request).and_then(|request| {
-        Ok((request, spec.map(|spec| written.decode::<JobSpec>(&spec)).transpose()?))
+    let spec = row.get::<_, Option<Vec<u8>>>("spec")?;
+    let decoded = written.asked(row)?.and_then(|asked| {
+        Ok((asked, spec.map(|spec| written.decode::<JobSpec>(&spec)).transpose()?))
     });
-    let (request, spec) = match decoded {
+    let (asked, spec) = match decoded {
         Ok(decoded) => decoded,
         Err(fault) => return Ok(Err(fault)),
     };
     let run = match spec {
-        Some(spec) => Some(StoredRun { epoch: Epoch(row.get(6)?), model: row.get(7)?, spec }),
-        None => None,
-    };
-    let checkpoint = match row.get::<_, Option<Vec<u8>>>(11)? {
-        Some(bytes) => {
-            Some(StoredCheckpoint { calls: row.get(9)?, of: row.get(10)?, bytes: bytes.into() })
+        Some(spec) => {
+            Some(StoredRun { epoch: Epoch(row.get("epoch")?), model: row.get("model")?, spec })
         }
         None => None,
     };
-    let (accepted, seed) = (natural(row.get(3)?), row.get::<_, i64>(4)?.cast_unsigned());
-    Ok(Ok(StoredJob { job: written.job, accepted, request, seed, run, checkpoint }))
+    let checkpoint = match row.get::<_, Option<Vec<u8>>>("bytes")? {
+        Some(bytes) => Some(StoredCheckpoint {
+            calls: row.get("calls")?,
+            of: row.get("calls_total")?,
+            bytes: bytes.into(),
+        }),
+        None => None,
+    };
+    let accepted = natural(row.get("accepted")?);
+    let started = row.get::<_, Option<i64>>("started")?.map(natural);
+    Ok(Ok(StoredJob { job: written.job, accepted, started, asked, run, checkpoint }))
 }
 
 /// How the job of a row of [`Keep::outcome`] ended, or that it cannot be read.
@@ -360,16 +444,16 @@ fn outcome_of(row: &Row<'_>) -> rusqlite::Result<Option<Outcome>> {
         let (events, image) = (vec![Event::Failed { fault }], Bytes::new());
         Some(Outcome { ended, events, image })
     };
-    let Some(ended) = row.get::<_, Option<i64>>(4)?.map(natural) else {
-        let request: Vec<u8> = row.get(5)?;
+    let Some(ended) = row.get::<_, Option<i64>>("ended")?.map(natural) else {
+        let request: Vec<u8> = row.get("request")?;
         let read = Written::of(row, "accepted")?.decode::<JobRequest>(&request);
-        let accepted = natural(row.get(3)?);
+        let accepted = natural(row.get("accepted")?);
         return Ok(read.err().and_then(|fault| unreadable(accepted, fault)));
     };
-    let events: Vec<u8> = row.get(6)?;
+    let events: Vec<u8> = row.get("events")?;
     Ok(match Written::of(row, "ended")?.decode(&events) {
         Ok(events) => {
-            let image = Bytes::from(row.get::<_, Vec<u8>>(7)?);
+            let image = Bytes::from(row.get::<_, Vec<u8>>("image")?);
             Some(Outcome { ended, events, image })
         }
         Err(fault) => unreadable(ended, fault),

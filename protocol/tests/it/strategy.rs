@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, ModelWork,
-    Parallelism, Scheduler, Warmup, Wire,
+    Parallelism, Priority, Scheduler, Terms, Warmup, Wire,
 };
 use protocol::message::{
-    DataHead, Enrolment, FromClient, Greeting, Hello, Join, PeerAnswer, PeerHello, Phase, Profile,
-    Pulse, Resume, Role, Span, ToCoordinator, ToWorker, Work,
+    DataHead, Enrolment, FromClient, Greeting, Hello, JobStage, Join, Part, PeerAnswer, PeerHello,
+    Phase, Profile, Pulse, Resume, Role, Span, ToCoordinator, ToWorker, Work,
 };
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{
@@ -44,6 +44,8 @@ fn fault() -> impl Strategy<Value = Fault> {
         FaultKind::Cancelled,
         FaultKind::ShuttingDown,
         FaultKind::Unauthorised,
+        FaultKind::UnknownJob,
+        FaultKind::Conflict,
     ]);
     (kinds, option::of(any::<u16>()), option::of(any::<u32>()), text()).prop_map(
         |(kind, rank, call, cause)| Fault {
@@ -361,12 +363,25 @@ pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
 
 pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
     prop_oneof![
-        request().prop_map(|request| FromClient::Submit(Box::new(request))),
+        (request(), any::<bool>(), option::of(text())).prop_map(|(request, detached, key)| {
+            let terms = Terms { detached, priority: Priority::High, idempotency_key: key };
+            FromClient::Submit { request: Box::new(request), terms }
+        }),
         Just(FromClient::Status),
         any::<u64>().prop_map(|job| FromClient::Follow(JobId(job))),
         text().prop_map(FromClient::Drain),
         vec(prop::sample::select(Fabric::ALL), 0..3)
             .prop_map(|fabrics| FromClient::Netcheck { fabrics }),
+        any::<(u64, bool)>()
+            .prop_map(|(job, payloads)| FromClient::Watch { job: JobId(job), payloads }),
+        any::<u64>().prop_map(|job| FromClient::Cancel(JobId(job))),
+        any::<u64>().prop_map(|job| FromClient::Show { job: JobId(job), with: Part::Latent }),
+        (option::of(any::<u64>()), any::<u16>(), vec(prop::sample::select(JobStage::ALL), 0..3))
+            .prop_map(|(before, limit, stages)| FromClient::Jobs {
+                before: before.map(JobId),
+                limit,
+                stages
+            }),
     ]
 }
 

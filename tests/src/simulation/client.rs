@@ -3,7 +3,7 @@
 
 use super::{COORDINATOR, Event, Packet, World};
 use crate::network::{ConnectionId, HostId, Lane};
-use protocol::job::JobRequest;
+use protocol::job::{JobRequest, Terms};
 use protocol::message::{Event as JobEvent, FromClient, ToClient};
 use protocol::{FaultKind, JobId};
 use std::time::Duration;
@@ -91,7 +91,7 @@ impl Client {
             (Act::Submit, _) if self.left => self.done = true,
             (Act::Submit, _) => {
                 let request = Box::new(self.order.request.clone());
-                self.ask(FromClient::Submit(request), world);
+                self.ask(FromClient::Submit { request, terms: Terms::default() }, world);
             }
             (Act::Leave, _) => {
                 self.left = true;

@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::{COORDINATOR, Event, Packet, World};
 use crate::network::ConnectionId;
 use coordinator::cluster::failure::{LEASE, TICK};
-use coordinator::director::{ClientId, Director, Effect};
+use coordinator::director::{ClientId, Director, Effect, Standing};
 use protocol::WorkerId;
 use protocol::message::{FromClient, Greeting, Join};
 use std::collections::BTreeMap;
@@ -153,15 +153,23 @@ impl Coordinator {
 
     fn asked(&mut self, client: ClientId, asked: FromClient, world: &mut World) {
         match asked {
-            FromClient::Submit(request) => {
+            FromClient::Submit { request, terms } => {
                 world.oracle.submits(client, &request);
-                self.director.submit(client, *request, 7, self.now(world));
+                let standing = Standing::of("someone");
+                let now = self.now(world);
+                self.director.submit((client, &standing), (*request, terms), 7, now);
             }
             FromClient::Follow(job) => {
                 world.oracle.follows(client, job);
                 self.director.follow(client, job, self.now(world));
             }
-            FromClient::Drain(_) | FromClient::Status | FromClient::Netcheck { .. } => {}
+            FromClient::Drain(_)
+            | FromClient::Status
+            | FromClient::Netcheck { .. }
+            | FromClient::Watch { .. }
+            | FromClient::Cancel(_)
+            | FromClient::Show { .. }
+            | FromClient::Jobs { .. } => {}
         }
     }
 

@@ -2,10 +2,10 @@
 //! process, and is full when a fault says so. A loss of power may bring the checkpoint before the last back.
 
 use coordinator::job::store::{
-    Keep, Outcome, StoreError, StoredCheckpoint, StoredJob, StoredRun, Unfinished,
+    Asked, EndedJob, Keep, Outcome, StoreError, StoredCheckpoint, StoredJob, StoredRun, Unfinished,
 };
-use protocol::job::{JobRequest, JobSpec};
-use protocol::message::Event;
+use protocol::job::JobSpec;
+use protocol::message::{Event, JobStage};
 use protocol::{JobId, RunId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,19 +84,29 @@ impl Keep for Disk {
         Ok(Unfinished { jobs, unreadable: Vec::new() })
     }
 
-    fn accept(&mut self, request: &JobRequest, seed: u64, now: u64) -> Result<JobId, StoreError> {
+    fn accept(&mut self, asked: &Asked, now: u64) -> Result<JobId, StoreError> {
         self.write(true, "a new job", |contents| {
             contents.accepted += 1;
             let job = JobId(contents.accepted);
-            let (accepted, request) = (now, request.clone());
-            let (run, checkpoint) = (None, None);
-            let stored = StoredJob { job, accepted, request, seed, run, checkpoint };
+            let (accepted, asked) = (now, asked.clone());
+            let (started, run, checkpoint) = (None, None, None);
+            let stored = StoredJob { job, accepted, started, asked, run, checkpoint };
             contents.jobs.insert(job, stored);
             Ok(job)
         })
     }
 
-    fn started(&mut self, run: RunId, model: &str, spec: &JobSpec) -> Result<(), StoreError> {
+    fn known(&self, _: &str, _: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
+        Ok(None) // no simulated client names its submissions
+    }
+
+    fn started(
+        &mut self,
+        run: RunId,
+        model: &str,
+        spec: &JobSpec,
+        now: u64,
+    ) -> Result<(), StoreError> {
         self.write(true, "a start", |contents| {
             let stored = contents.jobs.get_mut(&run.job);
             let stored = stored.ok_or(StoreError::NotUnfinished(run.job))?;
@@ -110,6 +120,7 @@ impl Keep for Disk {
                 stored.checkpoint = None;
             }
             stored.run = Some(new);
+            stored.started.get_or_insert(now);
             Ok(())
         })
     }
@@ -156,7 +167,20 @@ impl Keep for Disk {
         Ok(self.0.borrow().outcomes.get(&job).cloned())
     }
 
-    fn forget_before(&mut self, time: u64) -> Result<usize, StoreError> {
+    fn ended_job(&self, _: JobId) -> Result<Option<EndedJob>, StoreError> {
+        Ok(None) // no simulated client asks
+    }
+
+    fn ended_jobs(
+        &self,
+        _: Option<JobId>,
+        _: &[JobStage],
+        _: usize,
+    ) -> Result<Vec<EndedJob>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn forget(&mut self, time: u64, _: u64) -> Result<usize, StoreError> {
         self.write(false, "what is forgotten", |contents| {
             let before = contents.outcomes.len();
             contents.outcomes.retain(|_, outcome| outcome.ended >= time);

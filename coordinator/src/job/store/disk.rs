@@ -18,7 +18,7 @@ pub(super) const DATABASE: &str = "tessera.db";
 const LOCK: &str = "tessera.lock";
 
 /// Counts the changes of [`TABLES`]: a database with a higher number was made by a later release.
-const SCHEMA: i32 = 1;
+const SCHEMA: i32 = 2;
 
 /// The tables of an empty database.
 ///
@@ -36,17 +36,33 @@ const TABLES: &str = "
         epoch INTEGER,             -- of the last run
         model TEXT,                -- of the last run
         request BLOB NOT NULL,
+        owner TEXT NOT NULL,
+        priority TEXT NOT NULL,
+        once TEXT,                 -- the owner's idempotency key
+        started INTEGER,           -- unix seconds, of the first run
+        stage TEXT,                -- at which it ended
         spec BLOB,                 -- of the last run
         events BLOB,
         image BLOB
     ) STRICT;
     CREATE INDEX jobs_by_end ON jobs (ended, id);
+    CREATE UNIQUE INDEX jobs_once ON jobs (owner, once) WHERE once IS NOT NULL;
     CREATE TABLE checkpoints (
         job INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
         calls INTEGER NOT NULL,
         calls_total INTEGER NOT NULL,
         bytes BLOB NOT NULL
     ) STRICT;
+";
+
+/// What makes [`TABLES`] of those that schema 1 had.
+const FROM_SCHEMA_1: &str = "
+    ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE jobs ADD COLUMN priority TEXT NOT NULL DEFAULT 'normal';
+    ALTER TABLE jobs ADD COLUMN once TEXT;
+    ALTER TABLE jobs ADD COLUMN started INTEGER;
+    ALTER TABLE jobs ADD COLUMN stage TEXT;
+    CREATE UNIQUE INDEX jobs_once ON jobs (owner, once) WHERE once IS NOT NULL;
 ";
 
 /// How the connection behaves.
@@ -103,9 +119,12 @@ pub(super) fn prepare(connection: Connection, folder: &Path) -> Result<Connectio
         return Err(StoreError::Newer { file: folder.join(DATABASE), found, known: SCHEMA });
     }
     connection.execute_batch(BEHAVIOUR).map_err(failed)?;
-    if found == 0 {
-        let make = format!("BEGIN IMMEDIATE; {TABLES} PRAGMA user_version = {SCHEMA}; COMMIT;");
-        connection.execute_batch(&make).map_err(failed)?;
-    }
+    let change = match found {
+        0 => TABLES,
+        1 => FROM_SCHEMA_1,
+        _ => return Ok(connection),
+    };
+    let change = format!("BEGIN IMMEDIATE; {change} PRAGMA user_version = {SCHEMA}; COMMIT;");
+    connection.execute_batch(&change).map_err(failed)?;
     Ok(connection)
 }

@@ -1,9 +1,9 @@
 //! What the coordinator's decisions need of a store. [`Store`](super::Store) is the one with files; a simulation has
 //! another, whose disk is full when it wants it to be.
 
-use super::{Outcome, StoreError, Unfinished};
-use protocol::job::{JobRequest, JobSpec};
-use protocol::message::Event;
+use super::{Asked, EndedJob, Outcome, StoreError, Unfinished};
+use protocol::job::JobSpec;
+use protocol::message::{Event, JobStage};
 use protocol::{JobId, RunId};
 use std::fmt;
 
@@ -23,7 +23,14 @@ pub trait Keep: fmt::Debug {
     ///
     /// # Errors
     /// If it cannot be stored; then it is not accepted.
-    fn accept(&mut self, request: &JobRequest, seed: u64, now: u64) -> Result<JobId, StoreError>;
+    fn accept(&mut self, asked: &Asked, now: u64) -> Result<JobId, StoreError>;
+
+    /// The job that `owner` submitted under this idempotency key, and what it asked for. None if there is
+    /// none, or it was forgotten.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    fn known(&self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError>;
 
     /// Takes down that a run of a job starts, before any worker hears of it (K-2), with `model`, by
     /// its digest. A checkpoint of another spec or model is dropped (K-3).
@@ -31,7 +38,13 @@ pub trait Keep: fmt::Debug {
     /// # Errors
     /// If the epoch is not higher than those of the job's runs so far, the job is not unfinished, or
     /// it cannot be stored.
-    fn started(&mut self, run: RunId, model: &str, spec: &JobSpec) -> Result<(), StoreError>;
+    fn started(
+        &mut self,
+        run: RunId,
+        model: &str,
+        spec: &JobSpec,
+        now: u64,
+    ) -> Result<(), StoreError>;
 
     /// Replaces a job's checkpoint by the one after `calls` of `of` model calls.
     ///
@@ -65,12 +78,34 @@ pub trait Keep: fmt::Debug {
     /// If the database cannot be read.
     fn outcome(&self, job: JobId) -> Result<Option<Outcome>, StoreError>;
 
+    /// What became of a job that ended. None if it has not, was forgotten, or cannot be read by this
+    /// release.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    fn ended_job(&self, job: JobId) -> Result<Option<EndedJob>, StoreError>;
+
+    /// Jobs that ended, those accepted last first: accepted before `before`, if that is given, which
+    /// ended at one of these `stages`, and no more than `limit`. Those that this release cannot read are
+    /// left out.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    fn ended_jobs(
+        &self,
+        before: Option<JobId>,
+        stages: &[JobStage],
+        limit: usize,
+    ) -> Result<Vec<EndedJob>, StoreError>;
+
     /// Forgets the jobs that ended before `time`, and those that another release accepted before and
-    /// this one cannot read. Says how many. The database keeps its size; what is free is used again.
+    /// this one cannot read; and of the others those that ended first, while images of more than
+    /// `image_bytes_max` are kept. Says how many. The database keeps its size; what is free is used
+    /// again.
     ///
     /// Forgetting reads all that it forgets: little and often is better than much at once.
     ///
     /// # Errors
     /// If it cannot be written; then nothing is forgotten.
-    fn forget_before(&mut self, time: u64) -> Result<usize, StoreError>;
+    fn forget(&mut self, time: u64, image_bytes_max: u64) -> Result<usize, StoreError>;
 }

@@ -14,6 +14,15 @@ fn asked(prompt: &str) -> JobRequest {
     JobRequest { prompt: prompt.to_owned(), ..request() }
 }
 
+fn accept(
+    store: &mut Store,
+    request: &JobRequest,
+    seed: u64,
+    now: u64,
+) -> Result<JobId, StoreError> {
+    store.accept(&Asked::new(request.clone(), seed), now)
+}
+
 fn spec(steps: u32) -> JobSpec {
     let request = JobRequest { steps: Some(steps), ..request() };
     settle(&request, &card(), 1).unwrap()
@@ -39,9 +48,9 @@ fn failed(cause: &str) -> [Event; 1] {
 
 /// With two jobs accepted, of which the first has started a run.
 fn with_jobs(mut store: Store) -> Store {
-    assert_eq!(store.accept(&asked("first"), u64::MAX, 100).unwrap(), JobId(1));
-    assert_eq!(store.accept(&asked("second"), 7, 101).unwrap(), JobId(2));
-    store.started(run(JobId(1), 0), "digest", &spec(4)).unwrap();
+    assert_eq!(accept(&mut store, &asked("first"), u64::MAX, 100).unwrap(), JobId(1));
+    assert_eq!(accept(&mut store, &asked("second"), 7, 101).unwrap(), JobId(2));
+    store.started(run(JobId(1), 0), "digest", &spec(4), 150).unwrap();
     store
 }
 
@@ -64,16 +73,16 @@ fn k1_jobs_come_back_in_order_each_with_its_last_run_and_checkpoint() {
     let first = StoredJob {
         job: JobId(1),
         accepted: 100,
-        request: asked("first"),
-        seed: u64::MAX,
+        started: Some(150),
+        asked: Asked::new(asked("first"), u64::MAX),
         run: Some(StoredRun { epoch: Epoch(0), model: "digest".to_owned(), spec: spec(4) }),
         checkpoint: Some(StoredCheckpoint { calls: 2, of: 4, bytes: "newer".into() }),
     };
     let second = StoredJob {
         job: JobId(2),
         accepted: 101,
-        request: asked("second"),
-        seed: 7,
+        started: None,
+        asked: Asked::new(asked("second"), 7),
         run: None,
         checkpoint: None,
     };
@@ -108,23 +117,23 @@ fn k2_numbers_are_not_given_again_after_their_jobs_are_forgotten() {
     let folder = folder();
     let mut store = store(folder.path());
     store.finish(JobId(2), &finished(), &[], 200).unwrap();
-    assert_eq!(store.forget_before(200).unwrap(), 0);
-    assert_eq!(store.forget_before(201).unwrap(), 1);
+    assert_eq!(store.forget(200, u64::MAX).unwrap(), 0);
+    assert_eq!(store.forget(201, u64::MAX).unwrap(), 1);
     assert_eq!(store.outcome(JobId(2)).unwrap(), None);
     drop(store);
     let mut store = Store::open(folder.path()).unwrap();
-    assert_eq!(store.accept(&request(), 1, 300).unwrap(), JobId(3));
-    assert_eq!(store.forget_before(u64::MAX).unwrap(), 0, "unfinished jobs are not forgotten");
+    assert_eq!(accept(&mut store, &request(), 1, 300).unwrap(), JobId(3));
+    assert_eq!(store.forget(u64::MAX, u64::MAX).unwrap(), 0, "unfinished jobs are not forgotten");
 }
 
 #[test]
 fn k2_epochs_only_rise_and_only_the_last_run_has_checkpoints() {
     let mut store = with_jobs(Store::in_memory());
     let job = JobId(1);
-    store.started(run(job, 3), "digest", &spec(4)).unwrap();
+    store.started(run(job, 3), "digest", &spec(4), 150).unwrap();
     let refused = [
-        store.started(run(job, 3), "digest", &spec(4)).unwrap_err(),
-        store.started(run(job, 2), "digest", &spec(4)).unwrap_err(),
+        store.started(run(job, 3), "digest", &spec(4), 150).unwrap_err(),
+        store.started(run(job, 2), "digest", &spec(4), 150).unwrap_err(),
         store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
         store.checkpoint(run(job, 4), 1, 4, b"early").unwrap_err(),
     ];
@@ -144,7 +153,7 @@ fn what_has_ended_stays_ended() {
     let refused = [
         store.finish(job, &failed("late"), &[], 201).unwrap_err(),
         store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
-        store.started(run(job, 9), "digest", &spec(4)).unwrap_err(),
+        store.started(run(job, 9), "digest", &spec(4), 150).unwrap_err(),
         store.finish(JobId(99), &failed("never was"), &[], 201).unwrap_err(),
     ];
     for error in refused {
@@ -158,14 +167,14 @@ fn k3_a_checkpoint_outlives_a_new_run_but_not_another_spec_or_model() {
     let mut store = with_jobs(Store::in_memory());
     let job = JobId(1);
     store.checkpoint(run(job, 0), 1, 4, b"kept").unwrap();
-    store.started(run(job, 1), "digest", &spec(4)).unwrap();
+    store.started(run(job, 1), "digest", &spec(4), 150).unwrap();
     assert_eq!(checkpoint(&store).unwrap().bytes, "kept");
-    store.started(run(job, 0), "other", &spec(4)).unwrap_err();
+    store.started(run(job, 0), "other", &spec(4), 150).unwrap_err();
     assert!(checkpoint(&store).is_some(), "a refused start changes nothing");
-    store.started(run(job, 2), "digest", &spec(5)).unwrap();
+    store.started(run(job, 2), "digest", &spec(5), 150).unwrap();
     assert_eq!(checkpoint(&store), None);
     store.checkpoint(run(job, 2), 1, 5, b"new").unwrap();
-    store.started(run(job, 3), "other", &spec(5)).unwrap();
+    store.started(run(job, 3), "other", &spec(5), 150).unwrap();
     assert_eq!(checkpoint(&store), None);
 }
 
@@ -219,9 +228,9 @@ fn a_later_releases_database_is_left_alone() {
     drop(store);
     let before = fs::read(folder.path().join("tessera.db")).unwrap();
     let refused = Store::open(folder.path()).unwrap_err();
-    assert!(matches!(refused, StoreError::Newer { found: 99, known: 1, .. }));
+    assert!(matches!(refused, StoreError::Newer { found: 99, known: 2, .. }));
     let refused = refused.to_string();
-    assert!(refused.contains("tessera.db has schema 99, this release reads up to 1"), "{refused}");
+    assert!(refused.contains("tessera.db has schema 99, this release reads up to 2"), "{refused}");
     assert_eq!(fs::read(folder.path().join("tessera.db")).unwrap(), before);
 }
 
@@ -229,7 +238,7 @@ fn a_later_releases_database_is_left_alone() {
 fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
     let folder = folder();
     let mut store = store(folder.path());
-    let third = store.accept(&request(), 1, 102).unwrap();
+    let third = accept(&mut store, &request(), 1, 102).unwrap();
     store.finish(JobId(2), &finished(), &[1], 200).unwrap();
     let others = "UPDATE jobs SET wire = 1, release = '0.0.7' WHERE id < 3";
     store.connection.execute(others, []).unwrap();
@@ -251,8 +260,8 @@ fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
     store.connection.execute("UPDATE jobs SET wire = ?1", [WIRE_VERSION]).unwrap();
     assert_eq!(store.unfinished().unwrap().jobs.len(), 2);
     store.connection.execute(others, []).unwrap();
-    assert_eq!(store.forget_before(101).unwrap(), 1, "nor are they kept for ever");
-    assert_eq!(store.forget_before(201).unwrap(), 1);
+    assert_eq!(store.forget(101, u64::MAX).unwrap(), 1, "nor are they kept for ever");
+    assert_eq!(store.forget(201, u64::MAX).unwrap(), 1);
 }
 
 #[test]
@@ -301,7 +310,7 @@ fn check_full(
     let refused = [
         ("the checkpoint of job-1 epoch 0 after call 2", store.checkpoint(first, 2, 4, &large)),
         ("the end of job-1", store.finish(JobId(1), &finished(), &large, 200)),
-        ("a new job", store.accept(&asked(&prompt), 1, 200).map(drop)),
+        ("a new job", accept(store, &asked(&prompt), 1, 200).map(drop)),
     ];
     for (what, refused) in refused {
         let error = refused.unwrap_err();
@@ -314,7 +323,7 @@ fn check_full(
     store.checkpoint(first, 2, 4, &large).unwrap();
     assert_eq!(checkpoint(store).unwrap().bytes, large);
     store.finish(JobId(1), &finished(), &large, 200).unwrap();
-    assert_eq!(store.accept(&asked(&prompt), 1, 200).unwrap(), JobId(3));
+    assert_eq!(accept(store, &asked(&prompt), 1, 200).unwrap(), JobId(3));
 }
 
 #[test]
@@ -375,11 +384,11 @@ fn a_full_disk_loses_nothing() {
 #[test]
 fn in_memory_it_is_the_same_but_kept_nowhere() {
     let mut store = Store::in_memory();
-    let job = store.accept(&request(), 1, 100).unwrap();
-    store.started(run(job, 0), "digest", &spec(4)).unwrap();
+    let job = accept(&mut store, &request(), 1, 100).unwrap();
+    store.started(run(job, 0), "digest", &spec(4), 150).unwrap();
     store.checkpoint(run(job, 0), 1, 4, b"one").unwrap();
     assert_eq!(checkpoint(&store).unwrap().bytes, "one");
     store.finish(job, &finished(), &[1], 200).unwrap();
     assert_eq!(store.outcome(job).unwrap().unwrap().image, [1].as_slice());
-    assert_eq!(Store::in_memory().accept(&request(), 1, 100).unwrap(), job);
+    assert_eq!(accept(&mut Store::in_memory(), &request(), 1, 100).unwrap(), job);
 }

@@ -5,9 +5,10 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use protocol::identity::Fingerprint;
+use protocol::job::Priority;
 use protocol::message::{
-    BandView, ClusterView, Event, JobView, LinkView, MeasuredLink, PairView, RecoveryView,
-    SiteReport, ToClient, WaitView, WorkerView,
+    BandView, ClusterView, Event, JobRecord, JobResult, JobStage, JobView, LinkView, MeasuredLink,
+    PairView, RecoveryView, SiteReport, ToClient, WaitView, WorkerView,
 };
 use protocol::plan::{Ask, Branch, Fabric, SiteSpec, Stage};
 use protocol::{JobId, Rank, WorkerId};
@@ -148,5 +149,41 @@ pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
                     MeasuredLink { workers: workers.map(WorkerId), fabric: Fabric::Shm, figures };
                 ToClient::Link(Box::new(link))
             }),
+        record().prop_map(|record| ToClient::Job(Box::new(record))),
+        (vec(record(), 0..3), any::<bool>()).prop_map(|(jobs, more)| ToClient::Jobs { jobs, more }),
     ]
+}
+
+fn record() -> impl Strategy<Value = JobRecord> {
+    let known = (option::of(spec()), option::of(geometry()), option::of(fault()));
+    let stage = prop::sample::select(JobStage::ALL);
+    (any::<(u64, u64, u64)>(), stage, text(), super::request(), known).prop_map(
+        |((id, seed, accepted), stage, owner, request, (spec, geometry, fault))| JobRecord {
+            id: JobId(id),
+            stage,
+            priority: Priority::Low,
+            owner,
+            request,
+            seed,
+            accepted,
+            started: spec.as_ref().map(|_| accepted),
+            ended: None,
+            ahead: geometry.map(|geometry| geometry.rows),
+            spec,
+            model: None,
+            geometry,
+            progress: Some((1, 2)),
+            bands: Vec::new(),
+            reason: String::new(),
+            result: fault.as_ref().map(|fault| JobResult {
+                seconds_per_step: 0.5,
+                seconds: 9.0,
+                waits: Vec::new(),
+                latent: fault.cause.clone(),
+                displaced_calls: 3,
+                recoveries: Vec::new(),
+            }),
+            fault,
+        },
+    )
 }

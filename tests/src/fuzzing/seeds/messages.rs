@@ -7,12 +7,12 @@ use protocol::handshake::{PeerHandshake, hello};
 use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, ModelCard, ModelWork, Parallelism,
-    Scheduler, Warmup,
+    Scheduler, Terms, Warmup,
 };
 use protocol::message::{
-    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobView, Join,
-    LinkView, MeasuredLink, PairView, PeerAnswer, Phase, Profile, Pulse, RecoveryView, Resume,
-    Role, SiteReport, Span, ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
+    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobView,
+    Join, LinkView, MeasuredLink, PairView, Part, PeerAnswer, Phase, Profile, Pulse, RecoveryView,
+    Resume, Role, SiteReport, Span, ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
 };
 use protocol::plan::netcheck::{self, LinkFigures};
 use protocol::plan::{Band, Branch, Fabric, Lack, Plan};
@@ -30,11 +30,15 @@ pub(super) fn all() -> Vec<Seed> {
         to_coordinator(),
         to_worker(),
         bodies(&[
-            FromClient::Submit(Box::new(request())),
+            FromClient::Submit { request: Box::new(request()), terms: Terms::default() },
             FromClient::Status,
             FromClient::Follow(JobId(1)),
             FromClient::Drain("host-7".to_owned()),
             FromClient::Netcheck { fabrics: Fabric::ALL.to_vec() },
+            FromClient::Watch { job: JobId(1), payloads: true },
+            FromClient::Cancel(JobId(1)),
+            FromClient::Show { job: JobId(1), with: Part::Image },
+            FromClient::Jobs { before: None, limit: 9, stages: JobStage::ALL.to_vec() },
         ]),
         to_client(),
         bodies(&[called().hello(Rank(0))]),

@@ -1,0 +1,63 @@
+//! What happened since this process started, as numbers that only rise.
+
+use super::Director;
+use protocol::FaultKind;
+use protocol::message::Event;
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tallies {
+    /// Jobs that were accepted.
+    pub accepted: u64,
+    /// Jobs that were not.
+    pub refused: u64,
+    /// Jobs that ended with an image.
+    pub finished: u64,
+    /// Jobs that ended without one.
+    pub failed: u64,
+    /// Jobs that someone ended.
+    pub cancelled: u64,
+    /// How often a job broke off, to go on or to fail.
+    pub interrupted: u64,
+    /// Workers that left without being asked to.
+    pub workers_lost: u64,
+    /// Model calls done.
+    pub calls: u64,
+    /// Those in which peers' values were one call old, or older.
+    pub displaced_calls: u64,
+    /// Seconds that calls took, on their slowest ranks.
+    pub call_seconds: f64,
+    /// Seconds of them that the rank waited for its peers that waited longest.
+    pub waited_seconds: f64,
+    /// Bytes that ranks of finished jobs posted to their peers.
+    pub posted_bytes: u64,
+}
+
+impl Tallies {
+    pub(super) fn step(&mut self, event: &Event) {
+        let Event::Step { seconds, waited, displaced, .. } = event else { return };
+        self.calls += 1;
+        self.displaced_calls += u64::from(*displaced);
+        self.call_seconds += seconds;
+        self.waited_seconds += waited;
+    }
+
+    pub(super) fn ended(&mut self, event: &Event) {
+        match event {
+            Event::Finished { waits, .. } => {
+                self.finished += 1;
+                self.posted_bytes += waits.iter().map(|wait| wait.posted_bytes).sum::<u64>();
+            }
+            Event::Failed { fault } if fault.kind == FaultKind::Cancelled => self.cancelled += 1,
+            _ => self.failed += 1,
+        }
+    }
+}
+
+impl Director {
+    /// What happened since it was made.
+    #[must_use]
+    pub fn tallies(&self) -> Tallies {
+        self.tallies
+    }
+}
