@@ -6,6 +6,8 @@
 
 mod ailing;
 mod asking;
+#[cfg(test)]
+mod fixture;
 mod jobs;
 mod keeping;
 mod measuring;

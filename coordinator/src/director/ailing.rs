@@ -50,46 +50,17 @@ impl Director {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::registry::tests::join;
+    use crate::director::fixture::{CLIENT, START, cluster, started};
     use crate::director::{EXPLANATION_PATIENCE, Effect, GATHER_PATIENCE, Standing};
     use crate::planner::tests::request;
     use bytes::Bytes;
     use protocol::job::{CfgSplit, JobRequest, Terms};
-    use protocol::message::{Event, Join, ToClient, ToCoordinator, ToWorker};
+    use protocol::message::{Event, ToClient, ToCoordinator};
     use protocol::{FaultKind, Rank, RunId};
-    use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
-    const CLIENT: u64 = 1;
-    const START: Duration = Duration::from_secs(1);
-
-    fn cluster(workers: u16) -> (Director, Vec<WorkerId>) {
-        let mut director = Director::default();
-        let peer = IpAddr::from(Ipv4Addr::LOCALHOST);
-        // Each at its own address: a process that joins again takes the place of what it was.
-        let join = |number: u16| {
-            let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 5000 + number));
-            Join { listen, ..join(&format!("w{number}")) }
-        };
-        let workers =
-            (0..workers).map(|number| director.admit(join(number), peer, None, START).unwrap());
-        let workers = workers.collect();
-        (director, workers)
-    }
 
     fn submit(director: &mut Director) -> Vec<(WorkerId, RunId)> {
         director.submit((CLIENT, &Standing::of("me")), (request(), Terms::default()), 7, START);
         started(&director.effects())
-    }
-
-    fn started(effects: &[Effect]) -> Vec<(WorkerId, RunId)> {
-        let start = |effect: &Effect| match effect {
-            Effect::Order { worker, order, .. } => match &**order {
-                ToWorker::Start { plan, .. } => Some((*worker, plan.run)),
-                _ => None,
-            },
-            _ => None,
-        };
-        effects.iter().filter_map(start).collect()
     }
 
     fn failed(effects: &[Effect]) -> bool {

@@ -249,3 +249,205 @@ fn took_place(record: &mut JobRecord, event: Event) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::director::Effect;
+    use crate::director::fixture::{CLIENT, START, cluster, started};
+    use crate::planner::tests::request;
+    use protocol::job::{Priority, Terms};
+    use protocol::message::{ToCoordinator, ToWorker};
+
+    const WATCHER: ClientId = 2;
+
+    fn terms(key: Option<&str>) -> Terms {
+        let idempotency_key = key.map(str::to_owned);
+        Terms { detached: true, priority: Priority::Normal, idempotency_key }
+    }
+
+    fn submit(director: &mut Director, request: JobRequest, key: Option<&str>) -> Vec<ToClient> {
+        let standing = Standing { owner: "ann".to_owned(), waiting_max: 2 };
+        director.submit((CLIENT, &standing), (request, terms(key)), 7, START);
+        told(director, CLIENT).into_iter().map(|(message, _)| message).collect()
+    }
+
+    fn told(director: &mut Director, to: ClientId) -> Vec<(ToClient, Bytes)> {
+        let told = |effect| match effect {
+            Effect::Tell { client, message, payload } if client == to => Some((*message, payload)),
+            _ => None,
+        };
+        director.effects().into_iter().filter_map(told).collect()
+    }
+
+    fn accepted(told: &[ToClient]) -> JobId {
+        let job = told.iter().find_map(|message| match message {
+            ToClient::Accepted { job, .. } => Some(*job),
+            _ => None,
+        });
+        job.unwrap_or_else(|| panic!("{told:?}"))
+    }
+
+    fn record(director: &mut Director, job: JobId) -> JobRecord {
+        director.show(CLIENT, job, Part::Record, START);
+        match told(director, CLIENT).pop() {
+            Some((ToClient::Job(record), _)) => *record,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(messages: &[ToClient]) -> FaultKind {
+        match messages {
+            [ToClient::Refused(fault)] => fault.kind,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_detached_job_outlives_its_client_and_its_record_its_end() {
+        let (mut director, workers) = cluster(1);
+        let job = accepted(&submit(&mut director, request(), None));
+        let waiting = accepted(&submit(&mut director, request(), None));
+        director.client_left(CLIENT, START);
+        assert_eq!(record(&mut director, job).stage, JobStage::Running);
+        assert_eq!(record(&mut director, waiting).ahead, Some(1));
+        let active = director.active.as_ref().unwrap();
+        let (plan, run) = (active.run.plan().clone(), active.run_id());
+        let pixels = plan.spec.width * plan.spec.height * 3;
+        let image = Bytes::from(vec![3; usize::try_from(pixels).unwrap()]);
+        let decoded = ToCoordinator::Decoded { run, took_us: 1, waited_us: 1, peak_bytes: 1 };
+        director.worker_said(workers[0], decoded, image.clone(), START);
+        let ended = record(&mut director, job);
+        assert_eq!((ended.stage, ended.owner.as_str()), (JobStage::Finished, "ann"));
+        assert_eq!((ended.spec, ended.bands.len()), (Some(plan.spec), 1));
+        assert!(ended.result.is_some() && ended.started.is_some() && ended.ended.is_some());
+        director.show(CLIENT, job, Part::Image, START);
+        assert_eq!(told(&mut director, CLIENT).pop().unwrap().1, image);
+        assert_eq!(record(&mut director, waiting).stage, JobStage::Running);
+        assert_eq!((director.tallies().finished, director.tallies().accepted), (1, 2));
+    }
+
+    #[test]
+    fn whoever_watches_is_told_what_it_wants_and_its_leaving_ends_nothing() {
+        let (mut director, workers) = cluster(1);
+        let job = accepted(&submit(&mut director, request(), None));
+        director.watch(WATCHER, job, true, START);
+        let heard = told(&mut director, WATCHER);
+        assert!(
+            matches!(&heard[1].0, ToClient::Event { event: Event::Started { .. }, .. }),
+            "{heard:?}"
+        );
+        let active = director.active.as_ref().unwrap();
+        let (geometry, run) = (active.run.plan().geometry, active.run_id());
+        let values = geometry.rows * geometry.columns * geometry.channels;
+        let latent = Bytes::from(vec![1; usize::try_from(values * 4).unwrap()]);
+        let stepped = ToCoordinator::Stepped {
+            run,
+            call: 0,
+            calls: 2,
+            took_us: 5,
+            waited_us: 1,
+            posted_bytes: 0,
+            displaced: false,
+            change: None,
+            history: 0,
+        };
+        director.worker_said(workers[0], stepped, latent.clone(), START);
+        let mut clients: Vec<(ClientId, usize)> = Vec::new();
+        for effect in director.effects() {
+            if let Effect::Tell { client, message, payload } = effect
+                && let ToClient::Event { event: Event::Step { .. }, .. } = &*message
+            {
+                clients.push((client, payload.len()));
+            }
+        }
+        assert_eq!(clients, [(CLIENT, 0), (WATCHER, latent.len())]);
+        director.client_left(WATCHER, START);
+        assert_eq!(record(&mut director, job).progress, Some((1, 2)));
+        // Who comes late hears of the last step again.
+        director.watch(WATCHER, job, false, START);
+        let heard = told(&mut director, WATCHER);
+        assert!(matches!(&heard[2].0, ToClient::Event { event: Event::Step { .. }, .. }));
+        director.show(WATCHER, job, Part::Latent, START);
+        assert_eq!(told(&mut director, WATCHER)[0].1, latent);
+    }
+
+    #[test]
+    fn a_job_is_cancelled_wherever_it_is_but_not_twice() {
+        let (mut director, _) = cluster(1);
+        let running = accepted(&submit(&mut director, request(), None));
+        let waiting = accepted(&submit(&mut director, request(), None));
+        for job in [waiting, running] {
+            director.cancel(WATCHER, job, START);
+            let aborts = director.effects().into_iter().filter_map(|effect| match effect {
+                Effect::Order { order, .. } => {
+                    matches!(*order, ToWorker::Abort { .. }).then_some(())
+                }
+                _ => None,
+            });
+            assert_eq!(aborts.count(), usize::from(job == running), "{job}");
+            assert_eq!(record(&mut director, job).stage, JobStage::Cancelled);
+            director.cancel(WATCHER, job, START);
+            let heard: Vec<_> =
+                told(&mut director, WATCHER).into_iter().map(|each| each.0).collect();
+            assert_eq!(refused(&heard), FaultKind::Conflict);
+        }
+        director.cancel(WATCHER, JobId(99), START);
+        let heard: Vec<_> = told(&mut director, WATCHER).into_iter().map(|each| each.0).collect();
+        assert_eq!(refused(&heard), FaultKind::UnknownJob);
+        assert_eq!(director.tallies().cancelled, 2);
+    }
+
+    #[test]
+    fn a_submission_said_again_is_the_same_job_and_one_that_asks_for_more_is_refused() {
+        let (mut director, _) = cluster(0);
+        let job = accepted(&submit(&mut director, request(), Some("once")));
+        assert_eq!(accepted(&submit(&mut director, request(), Some("once"))), job);
+        let other = JobRequest { steps: Some(9), ..request() };
+        assert_eq!(refused(&submit(&mut director, other, Some("once"))), FaultKind::Conflict);
+        assert_ne!(accepted(&submit(&mut director, request(), Some("twice"))), job);
+        let full = submit(&mut director, request(), None);
+        assert_eq!(refused(&full), FaultKind::QueueFull, "two of an owner's may wait");
+        assert_eq!(director.tallies().refused, 2);
+    }
+
+    #[test]
+    fn jobs_are_listed_last_first_by_stage_and_in_pages() {
+        let (mut director, _) = cluster(1);
+        let jobs: Vec<JobId> =
+            (0..3).map(|_| accepted(&submit(&mut director, request(), None))).collect();
+        director.cancel(CLIENT, jobs[1], START);
+        director.effects();
+        let mut list = |before, limit, stages: &[JobStage]| {
+            director.list(CLIENT, (before, limit), stages, START);
+            match told(&mut director, CLIENT).pop() {
+                Some((ToClient::Jobs { jobs, more }, _)) => {
+                    (jobs.iter().map(|job| job.id).collect::<Vec<_>>(), more)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(list(None, 9, &[]), (vec![jobs[2], jobs[1], jobs[0]], false));
+        assert_eq!(list(None, 2, &[]), (vec![jobs[2], jobs[1]], true));
+        assert_eq!(list(Some(jobs[1]), 2, &[]), (vec![jobs[0]], false));
+        assert_eq!(list(None, 9, &[JobStage::Queued]), (vec![jobs[2]], false));
+        assert_eq!(list(None, 9, &[JobStage::Cancelled]), (vec![jobs[1]], false));
+        assert_eq!(list(None, 9, &[JobStage::Finished]), (vec![], false));
+    }
+
+    #[test]
+    fn records_that_do_not_fit_a_frame_come_in_more_than_one() {
+        let (mut director, _) = cluster(0);
+        for _ in 0..2 {
+            let request = JobRequest { prompt: "x".repeat(RECORDS_BYTES_MAX / 2 + 1), ..request() };
+            accepted(&submit(&mut director, request, None));
+        }
+        director.list(CLIENT, (None, 9), &[], START);
+        let (jobs, more) = match told(&mut director, CLIENT).pop() {
+            Some((ToClient::Jobs { jobs, more }, _)) => (jobs, more),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((jobs.len(), more), (1, true));
+        assert!(started(&director.effects()).is_empty());
+    }
+}

@@ -392,3 +392,88 @@ fn in_memory_it_is_the_same_but_kept_nowhere() {
     assert_eq!(store.outcome(job).unwrap().unwrap().image, [1].as_slice());
     assert_eq!(accept(&mut Store::in_memory(), &request(), 1, 100).unwrap(), job);
 }
+
+fn ids(jobs: &[EndedJob]) -> Vec<u64> {
+    jobs.iter().map(|ended| ended.job.0).collect()
+}
+
+#[test]
+fn jobs_that_ended_are_listed_by_stage_without_those_of_other_releases() {
+    let mut store = with_jobs(Store::in_memory());
+    for number in 3..6 {
+        assert_eq!(accept(&mut store, &asked("more"), 1, 102).unwrap(), JobId(number));
+    }
+    store.finish(JobId(1), &finished(), &[1, 2, 3], 200).unwrap();
+    store.finish(JobId(2), &failed("enough"), &[], 201).unwrap();
+    store.finish(JobId(4), &finished(), &[1], 202).unwrap();
+    store.finish(JobId(5), &finished(), &[1], 203).unwrap();
+    let ends = [JobStage::Finished, JobStage::Cancelled];
+    assert_eq!(ids(&store.ended_jobs(None, &ends, 9).unwrap()), [5, 4, 2, 1]);
+    assert_eq!(ids(&store.ended_jobs(None, &ends[..1], 2).unwrap()), [5, 4]);
+    assert_eq!(ids(&store.ended_jobs(Some(JobId(4)), &ends[..1], 2).unwrap()), [1]);
+    assert!(store.ended_jobs(None, &[], 9).unwrap().is_empty());
+    let first = EndedJob {
+        job: JobId(1),
+        asked: Asked::new(asked("first"), u64::MAX),
+        accepted: 100,
+        started: Some(150),
+        ended: 200,
+        events: finished().to_vec(),
+    };
+    assert_eq!(store.ended_job(JobId(1)).unwrap(), Some(first));
+    assert_eq!(store.ended_job(JobId(3)).unwrap(), None);
+    store.connection.execute("UPDATE jobs SET wire = 1 WHERE id = 5", []).unwrap();
+    assert_eq!(ids(&store.ended_jobs(None, &ends, 2).unwrap()), [4, 2]);
+    assert_eq!(store.ended_job(JobId(5)).unwrap(), None);
+}
+
+#[test]
+fn images_are_forgotten_that_take_more_than_may_be_kept() {
+    let mut store = with_jobs(Store::in_memory());
+    let third = accept(&mut store, &asked("third"), 1, 102).unwrap();
+    store.finish(JobId(2), &finished(), &[1; 60], 200).unwrap();
+    store.finish(JobId(1), &finished(), &[1; 50], 201).unwrap();
+    assert_eq!(store.forget(0, 110).unwrap(), 0);
+    assert_eq!(store.forget(0, 109).unwrap(), 1, "the one that ended first");
+    assert_eq!(store.outcome(JobId(2)).unwrap(), None);
+    assert!(store.outcome(JobId(1)).unwrap().is_some());
+    store.finish(third, &failed("no image"), &[], 300).unwrap();
+    assert_eq!(store.forget(0, 50).unwrap(), 0, "one without an image takes no room");
+}
+
+#[test]
+fn a_submission_is_known_by_its_owner_and_key() {
+    let folder = folder();
+    let mut store = store(folder.path());
+    let asked = Asked {
+        owner: "ann".to_owned(),
+        priority: Priority::High,
+        idempotency_key: Some("once".to_owned()),
+        ..Asked::new(asked("third"), 3)
+    };
+    let job = store.accept(&asked, 102).unwrap();
+    assert!(store.accept(&asked, 103).is_err(), "one job a key");
+    drop(store);
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.known("ann", "once").unwrap(), Some((job, asked.clone())));
+    assert_eq!(store.known("bertha", "once").unwrap(), None);
+    assert_eq!(store.known("ann", "twice").unwrap(), None);
+    assert_eq!(store.unfinished().unwrap().jobs[2].asked, asked);
+}
+
+#[test]
+fn a_database_of_the_first_schema_is_gone_on_with() {
+    let folder = folder();
+    let store = store(folder.path());
+    let back = "DROP INDEX jobs_once; ALTER TABLE jobs DROP COLUMN owner; \
+                ALTER TABLE jobs DROP COLUMN priority; ALTER TABLE jobs DROP COLUMN once; \
+                ALTER TABLE jobs DROP COLUMN started; ALTER TABLE jobs DROP COLUMN stage; \
+                PRAGMA user_version = 1;";
+    store.connection.execute_batch(back).unwrap();
+    drop(store);
+    let mut store = Store::open(folder.path()).unwrap();
+    let jobs = store.unfinished().unwrap().jobs;
+    assert_eq!((jobs.len(), jobs[1].asked.priority), (2, Priority::Normal));
+    store.finish(JobId(1), &finished(), &[1], 200).unwrap();
+    assert_eq!(ids(&store.ended_jobs(None, JobStage::ALL, 9).unwrap()), [1]);
+}
