@@ -3,7 +3,9 @@
 mod bench;
 mod cluster;
 mod drain;
+mod http;
 mod identity;
+mod key;
 mod netcheck;
 mod predict;
 mod probe;
@@ -59,6 +61,8 @@ enum Command {
     Revoke(identity::RevokeArgs),
     /// Become a member as a client, by a token: for commands on another machine than the coordinator's.
     Enroll(identity::EnrollArgs),
+    /// Make, list or revoke the keys of those who call over HTTP.
+    Key(key::KeyArgs),
     /// Show a cluster's workers, model and jobs.
     Status(status::StatusArgs),
 }
@@ -77,6 +81,7 @@ pub fn run() -> ExitCode {
             Command::Netcheck(arguments) => netcheck::run(arguments).await,
             Command::Drain(arguments) => drain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Key(arguments) => key::run(&arguments),
             Command::Init(arguments) => identity::init(&arguments),
             Command::Token(arguments) => identity::token(&arguments),
             Command::Revoke(arguments) => identity::revoke(&arguments),

@@ -4,6 +4,7 @@
 //! [`cluster`]; [`actor`] carries bytes in and effects out.
 
 pub mod actor;
+pub mod api;
 pub mod cli;
 pub mod client;
 pub mod cluster;

@@ -4,7 +4,7 @@ mod latents;
 mod png;
 
 pub use latents::Latents;
-pub use png::{Parameters, write_png};
+pub use png::{Parameters, encode_png, write_png};
 
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;

@@ -164,7 +164,10 @@ pub(crate) fn plain_name(name: &str) -> String {
 }
 
 /// Bytes that nobody can guess.
-fn random<const N: usize>() -> Result<[u8; N], IdentityError> {
+///
+/// # Errors
+/// If the system gives no random numbers.
+pub fn random<const N: usize>() -> Result<[u8; N], IdentityError> {
     let mut bytes = [0; N];
     let source = rustls::crypto::ring::default_provider().secure_random;
     source.fill(&mut bytes).map_err(|_| IdentityError::NoRandomness)?;

@@ -161,7 +161,7 @@ impl Cluster {
         let identity = vec!["--identity".to_owned(), folder.display().to_string()];
         let _next = succeed(&["init", &identity[0], &identity[1]]);
         let address = free_address().to_string();
-        let serve = ["serve", "--listen", &address, &identity[0], &identity[1]];
+        let serve = ["serve", "--http=off", "--listen", &address, &identity[0], &identity[1]];
         let coordinator = Process::start("coordinator", &serve);
         coordinator.wait_for("listening on");
         let mut cluster = Self { address, coordinator, workers: Vec::new(), identity };
@@ -207,7 +207,8 @@ pub fn join_as(address: &str, folder: &Path, arguments: &[&str]) -> Process {
 /// Starts a coordinator that listens on `address`.
 #[must_use]
 pub fn serve(address: &str) -> Process {
-    let process = Process::start("coordinator", &["serve", "--insecure", "--listen", address]);
+    let serve = ["serve", "--insecure", "--http=off", "--listen", address];
+    let process = Process::start("coordinator", &serve);
     process.wait_for("listening on");
     process
 }

@@ -6,6 +6,7 @@ pub mod clock;
 pub mod cluster;
 pub mod fixture;
 pub mod fuzzing;
+pub mod http;
 pub mod network;
 pub mod oracle;
 pub mod picture;

@@ -135,7 +135,7 @@ class Lan(Cluster):
 
     def start(self):
         token = self.identity()
-        self.spawn("coordinator", self.middle, ["coordinator", "serve", "--listen", f"0.0.0.0:{PORT}"])
+        self.spawn("coordinator", self.middle, ["coordinator", "serve", "--http=off", "--listen", f"0.0.0.0:{PORT}"])
         self.wait_for("coordinator", lambda: "listening on" in self.log("coordinator"))
         for worker in self.workers:
             self.join(worker, token)

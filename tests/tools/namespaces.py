@@ -91,7 +91,7 @@ class Cluster:
     def start(self):
         """Starts the processes and waits until all workers have joined."""
         token = self.identity()
-        self.spawn("coordinator", self.middle, ["coordinator", "serve", "--listen", f"0.0.0.0:{PORT}"])
+        self.spawn("coordinator", self.middle, ["coordinator", "serve", "--http=off", "--listen", f"0.0.0.0:{PORT}"])
         self.wait_for("coordinator", lambda: "listening on" in self.log("coordinator"))
         for node, (namespace, address, count) in enumerate(zip(self.nodes, NODES, self.asked.workers_per_node)):
             for number in range(count):

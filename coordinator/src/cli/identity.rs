@@ -3,6 +3,7 @@
 mod members;
 mod token;
 
+pub(super) use members::say;
 pub(super) use members::{EnrollArgs, InitArgs, RevokeArgs, enroll, init, revoke};
 pub(super) use token::{TokenArgs, token};
 
@@ -99,7 +100,7 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 /// Seconds as people read them: in the largest unit that there is one of.
-fn human_time(seconds: u64) -> String {
+pub(super) fn human_time(seconds: u64) -> String {
     let units = [(86_400, "d"), (3600, "h"), (60, "m")];
     let unit = units.iter().find(|(size, _)| seconds >= 2 * *size);
     unit.map_or_else(|| format!("{seconds}s"), |(size, name)| format!("{}{name}", seconds / size))

@@ -1,6 +1,7 @@
 //! `coordinator serve`.
 
 use super::ADDRESS_DEFAULT;
+use super::http::HttpArgs;
 use super::identity::{IdentityArgs, check_loopback};
 use crate::actor::Coordinator;
 use crate::director::Director;
@@ -27,6 +28,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     #[command(flatten)]
+    http: HttpArgs,
+    #[command(flatten)]
     identity: IdentityArgs,
     /// Log more.
     #[arg(short, long)]
@@ -43,6 +46,7 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let access = access(&arguments).await?;
+    let http = arguments.http.listen().await?;
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
     let director = match &arguments.data {
         Some(folder) => Director::open(Store::open(folder)?, now())?,
@@ -53,16 +57,21 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;
     let address = coordinator.address();
-    tracing::info!(
-        "listening on {address}; workers join with `worker join --coordinator {address}{insecure}`"
-    );
+    let join = format!("worker join --coordinator {address}{insecure}");
+    let http =
+        http.map(|listener| arguments.http.start(listener, &coordinator, &join)).transpose()?;
+    tracing::info!("listening on {address}; workers join with `{join}`");
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     tracing::info!("shutting down; workers stay and come back to the next coordinator here");
     coordinator.shut_down().await;
-    tokio::time::sleep(FAREWELL).await;
+    let farewell = tokio::time::sleep(FAREWELL);
+    match http {
+        Some(server) => drop(tokio::join!(server.stop(FAREWELL), farewell)),
+        None => farewell.await,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -43,7 +43,7 @@ impl Director {
     pub(super) fn rested(&self, idle: Vec<Candidate>, enough: u16) -> Vec<Candidate> {
         let rests = |each: &&Candidate| !self.resting.contains_key(&each.worker);
         let rested: Vec<Candidate> = idle.iter().filter(rests).cloned().collect();
-        if rested.len() >= enough.into() { rested } else { idle }
+        if rested.len() >= usize::from(enough) { rested } else { idle }
     }
 }
 

@@ -76,7 +76,15 @@ fn sampler(scheduler: Scheduler) -> &'static str {
 /// # Errors
 /// If the file cannot be written; then nothing is left behind.
 pub fn write_png(path: &Path, pixels: &[u8], parameters: &Parameters) -> Result<(), WriteError> {
-    write_whole(path, |out| encode(out, pixels, parameters).map_err(io::Error::other))
+    write_whole(path, |out| encode_png(out, pixels, parameters))
+}
+
+/// The same, to wherever it is wanted.
+///
+/// # Errors
+/// If it cannot be written there, or the pixels are not those of an image of that size.
+pub fn encode_png(out: &mut dyn Write, pixels: &[u8], parameters: &Parameters) -> io::Result<()> {
+    encode(out, pixels, parameters).map_err(io::Error::other)
 }
 
 fn encode(

@@ -186,6 +186,15 @@ fn actix_stays_inside_actor_modules() {
 }
 
 #[test]
+fn http_is_known_to_its_interface_only() {
+    for source in sources(&["protocol/src", "coordinator/src", "worker/src"]) {
+        let allowed = source.path.starts_with("coordinator/src/api");
+        let mentioned = ["actix_web", "utoipa"].iter().find(|word| source.code.contains(**word));
+        assert!(allowed || mentioned.is_none(), "{} mentions {mentioned:?}", source.path);
+    }
+}
+
+#[test]
 fn no_mod_rs_and_no_overlong_file() {
     for source in sources(&["protocol/src", "coordinator/src", "worker/src", "tests/src"]) {
         assert!(!source.path.ends_with("mod.rs"), "{}", source.path);

@@ -114,7 +114,7 @@ fn own_name() -> String {
     format!("{user}@{}", gethostname::gethostname().to_string_lossy())
 }
 
-pub(super) fn say(text: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn say(text: &str) -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -186,8 +186,8 @@ fn a_cluster_is_made_once_and_a_token_crosses_in_a_file() {
     assert_names(&text(&coordinator(&["init", "--identity", &identity]).stderr), &["already"]);
 
     let address = free_address().to_string();
-    let coordinator =
-        Process::start("coordinator", &["serve", "--listen", &address, "--identity", &identity]);
+    let serve = ["serve", "--http=off", "--listen", &address, "--identity", &identity];
+    let coordinator = Process::start("coordinator", &serve);
     coordinator.wait_for("listening on");
     let (file, kept) = (within(scratch.path(), "token"), scratch.path().join("worker"));
     let join = || join_as(&address, &kept, &["--token-file", &file]);
@@ -207,7 +207,7 @@ fn what_is_not_protected_stays_on_loopback_and_is_asked_for() {
     let none = scratch.path().join("none").display().to_string();
     let address = free_address().to_string();
     let serve = |arguments: &[&str]| {
-        let output = coordinator(&[&["serve"], arguments].concat());
+        let output = coordinator(&[&["serve", "--http=off"], arguments].concat());
         assert_eq!(output.status.code(), Some(1));
         text(&output.stderr)
     };

@@ -92,7 +92,7 @@ fn an_absent_coordinator_is_told_within_seconds() {
 fn a_port_in_use_is_named() {
     let address = free_address().to_string();
     let _first = serve(&address);
-    let output = coordinator(&["serve", "--insecure", "--listen", &address]);
+    let output = coordinator(&["serve", "--insecure", "--http=off", "--listen", &address]);
     assert_eq!(output.status.code(), Some(1));
     assert_names(&text(&output.stderr), &[&address, "in use", "--listen"]);
     let arguments = ["join", "--insecure", "--coordinator", "127.0.0.1:1", "--listen", &address];

@@ -24,7 +24,7 @@ const JOB: [&str; 9] = [
 /// A coordinator that keeps its jobs in `folder`.
 fn serve(address: &str, folder: &Path) -> Process {
     let data = folder.join("data").display().to_string();
-    let arguments = ["serve", "--insecure", "--listen", address, "--data", &data];
+    let arguments = ["serve", "--insecure", "--http=off", "--listen", address, "--data", &data];
     let process = Process::start("coordinator", &arguments);
     process.wait_for("listening on");
     process
@@ -131,7 +131,8 @@ fn a_folder_is_for_one_coordinator() {
     let folder = tempfile::tempdir().unwrap();
     let first = serve(&free_address().to_string(), folder.path());
     let data = within(folder.path(), "data");
-    let second = coordinator(&["serve", "--insecure", "--listen", "127.0.0.1:0", "--data", &data]);
+    let listen = ["serve", "--insecure", "--http=off", "--listen", "127.0.0.1:0"];
+    let second = coordinator(&[&listen[..], &["--data", &data]].concat());
     assert_eq!(second.status.code(), Some(1));
     let said = text(&second.stderr);
     assert!(said.contains("another coordinator uses") && said.contains(&data), "{said}");

@@ -1,0 +1,43 @@
+//! A job's image as it is so far, in small.
+
+use super::error::Refusal;
+use super::{Api, JobPath};
+use actix_web::http::header::CACHE_CONTROL;
+use actix_web::{HttpRequest, HttpResponse, web};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use protocol::message::Part;
+use protocol::plan::Geometry;
+
+/// A PNG of what a latent shows, in the latent's size; None for models that no map to colours is known of.
+pub(super) fn png(_latent: &[u8], _geometry: Geometry) -> Option<Vec<u8>> {
+    None
+}
+
+/// A PNG as a page can show it without asking for it.
+pub(super) fn data_uri(png: &[u8]) -> String {
+    format!("data:image/png;base64,{}", BASE64_STANDARD.encode(png))
+}
+
+/// The latest preview of a job that is rendered.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/preview", tag = "jobs", params(JobPath),
+    responses(
+        (status = 200, description = "What the latest latent shows, in the latent's size", content_type = "image/png", body = [u8]),
+        (status = 204, description = "There is none: the job is not rendered, or nothing tells how this model's latents look"),
+        super::openapi::Refusals,
+    )
+)]
+pub(super) async fn show(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    path: web::Path<JobPath>,
+) -> Result<HttpResponse, Refusal> {
+    let (record, latent) = api.show(&request, path.job(), Part::Latent).await?;
+    let shown = record.geometry.filter(|_| !latent.is_empty());
+    let shown = shown.and_then(|geometry| png(&latent, geometry));
+    let fresh = (CACHE_CONTROL, "no-store");
+    Ok(match shown {
+        Some(png) => HttpResponse::Ok().content_type("image/png").insert_header(fresh).body(png),
+        None => HttpResponse::NoContent().insert_header(fresh).finish(),
+    })
+}

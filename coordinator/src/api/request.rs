@@ -1,0 +1,258 @@
+//! What is asked for, as JSON: in a request's body, and in what is told of a job.
+
+use super::schema;
+use protocol::job::{
+    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, Mode, Parallelism, Priority, Scheduler,
+    Warmup, Wire,
+};
+use protocol::message::JobRecord;
+use protocol::plan::Fabric;
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// What an image is to be. What is left out, or null, takes the model's default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = Request)]
+pub(crate) struct RequestBody {
+    /// What the image shows.
+    #[schema(max_length = 10_000)]
+    pub(crate) prompt: String,
+    /// What it should not show.
+    #[serde(default)]
+    #[schema(max_length = 10_000)]
+    pub(crate) negative: Option<String>,
+    /// Width in pixels.
+    #[serde(default)]
+    #[schema(maximum = 8192)]
+    pub(crate) width: Option<u32>,
+    /// Height in pixels.
+    #[serde(default)]
+    #[schema(maximum = 8192)]
+    pub(crate) height: Option<u32>,
+    /// Sampler steps.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub(crate) steps: Option<u32>,
+    /// Classifier-free guidance scale; 1 or less turns guidance off.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 100)]
+    pub(crate) guidance: Option<f32>,
+    /// The seed of torch's CPU generator. Drawn, if none is given.
+    #[serde(default)]
+    pub(crate) seed: Option<u64>,
+    /// The sampler.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_scheduler)]
+    pub(crate) scheduler: Option<Scheduler>,
+    /// The first K+1 model calls are synchronous; `auto`: calls are, as long as what is exchanged changes much.
+    #[serde(default, deserialize_with = "warmup")]
+    #[schema(schema_with = schema::optional_warmup)]
+    pub(crate) warmup: Option<Warmup>,
+    /// How workers share a model call.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_parallelism)]
+    pub(crate) parallelism: Option<Parallelism>,
+    /// How workers exchange activations after the warm-up.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_mode)]
+    pub(crate) mode: Option<Mode>,
+    /// The variance of group norms.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_gn_variance)]
+    pub(crate) gn_variance: Option<GnVariance>,
+    /// The type in which keys and values cross between workers.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_wire)]
+    pub(crate) wire: Option<Wire>,
+    /// The type that workers must hold their weights in.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_dtype)]
+    pub(crate) dtype: Option<Dtype>,
+    /// The model that workers must hold, by name.
+    #[serde(default)]
+    pub(crate) model: Option<String>,
+    /// Whether different workers compute guidance's two predictions.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_cfg_split)]
+    pub(crate) cfg_split: Option<CfgSplit>,
+    /// How tall workers' bands are.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_bands)]
+    pub(crate) bands: Option<Bands>,
+    /// How the latent becomes pixels.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_decode)]
+    pub(crate) decode: Option<Decode>,
+    /// The fabrics that workers may exchange over; none named means all.
+    #[serde(default)]
+    #[schema(schema_with = schema::fabrics)]
+    pub(crate) fabrics: Option<Vec<Fabric>>,
+    /// How many workers render it.
+    #[serde(default)]
+    pub(crate) workers: Option<u16>,
+    /// If a worker is lost, wait for another in its place, so that the image is bit for bit that of an undisturbed run.
+    #[serde(default)]
+    pub(crate) deterministic: Option<bool>,
+    /// Move bands within the image once a worker is found to be slower than its band is tall.
+    #[serde(default)]
+    pub(crate) rebalance: Option<bool>,
+    /// Whether it is rendered before others that wait.
+    #[serde(default)]
+    #[schema(schema_with = schema::optional_priority)]
+    pub(crate) priority: Option<Priority>,
+}
+
+impl RequestBody {
+    /// Its priority.
+    pub(crate) fn priority(&self) -> Priority {
+        self.priority.unwrap_or(Priority::Normal)
+    }
+}
+
+impl From<RequestBody> for JobRequest {
+    fn from(body: RequestBody) -> Self {
+        let RequestBody { prompt, negative, width, height, steps, guidance, seed, .. } = body;
+        let unasked = Self::new(prompt);
+        Self {
+            negative,
+            width,
+            height,
+            steps,
+            guidance,
+            seed,
+            scheduler: body.scheduler,
+            warmup: body.warmup.unwrap_or(unasked.warmup),
+            parallelism: body.parallelism.unwrap_or(unasked.parallelism),
+            mode: body.mode,
+            gn_variance: body.gn_variance.unwrap_or(unasked.gn_variance),
+            wire: body.wire,
+            dtype: body.dtype,
+            model: body.model,
+            cfg_split: body.cfg_split.unwrap_or(unasked.cfg_split),
+            bands: body.bands.unwrap_or(unasked.bands),
+            decode: body.decode.unwrap_or(unasked.decode),
+            fabrics: body.fabrics.unwrap_or_default(),
+            workers: body.workers,
+            deterministic: body.deterministic.unwrap_or(unasked.deterministic),
+            rebalance: body.rebalance.unwrap_or(unasked.rebalance),
+            ..unasked
+        }
+    }
+}
+
+impl From<&JobRecord> for RequestBody {
+    /// What was asked for, with the seed that was drawn: sent again, it asks for the same image.
+    fn from(record: &JobRecord) -> Self {
+        let asked = &record.request;
+        Self {
+            prompt: asked.prompt.clone(),
+            negative: asked.negative.clone(),
+            width: asked.width,
+            height: asked.height,
+            steps: asked.steps,
+            guidance: asked.guidance,
+            seed: Some(record.seed),
+            scheduler: asked.scheduler,
+            warmup: Some(asked.warmup),
+            parallelism: Some(asked.parallelism),
+            mode: asked.mode,
+            gn_variance: Some(asked.gn_variance),
+            wire: asked.wire,
+            dtype: asked.dtype,
+            model: asked.model.clone(),
+            cfg_split: Some(asked.cfg_split),
+            bands: Some(asked.bands),
+            decode: Some(asked.decode),
+            fabrics: Some(asked.fabrics.clone()),
+            workers: asked.workers,
+            deterministic: Some(asked.deterministic),
+            rebalance: Some(asked.rebalance),
+            priority: Some(record.priority),
+        }
+    }
+}
+
+/// Reads a warm-up as people write it: a number, or a text of one, or `auto`.
+fn warmup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Warmup>, D::Error> {
+    struct Text;
+
+    impl<'de> Visitor<'de> for Text {
+        type Value = Option<Warmup>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number of calls or \"auto\"")
+        }
+
+        fn visit_u64<E: Error>(self, calls: u64) -> Result<Self::Value, E> {
+            let wrong = |_| E::invalid_value(Unexpected::Unsigned(calls), &self);
+            u32::try_from(calls).map(|calls| Some(Warmup::Calls(calls))).map_err(wrong)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            text.parse().map(Some).map_err(E::custom)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+
+    deserializer.deserialize_any(Text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<RequestBody, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_left_out_is_what_nobody_asked_for() {
+        let body = read(r#"{"prompt": "a cat", "width": null}"#).unwrap();
+        assert_eq!(body.priority(), Priority::Normal);
+        assert_eq!(JobRequest::from(body), JobRequest::new("a cat"));
+    }
+
+    #[test]
+    fn every_field_is_heard() {
+        let json = r#"{"prompt": "a", "negative": "b", "width": 64, "height": 128, "steps": 3, "guidance": 2.5,
+            "seed": 18446744073709551615, "scheduler": "ddim", "warmup": "auto", "parallelism": "tensor",
+            "mode": "stale", "gn_variance": "reference", "wire": "bf16", "dtype": "f16", "model": "tiny",
+            "cfg_split": "on", "bands": "even", "decode": "tiled", "fabrics": ["tcp", "shm"], "workers": 2,
+            "deterministic": true, "rebalance": true, "priority": "high"}"#;
+        let body = read(json).unwrap();
+        assert_eq!(body.priority(), Priority::High);
+        let asked: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert_eq!(serde_json::to_value(&body).unwrap(), asked);
+        let request = JobRequest::from(body);
+        assert_eq!((request.seed, request.warmup), (Some(u64::MAX), Warmup::Auto));
+        assert_eq!(request.fabrics, [Fabric::Tcp, Fabric::Shm]);
+        assert!(request.deterministic && request.rebalance);
+    }
+
+    #[test]
+    fn a_warm_up_is_a_number_or_a_word() {
+        for (json, warmup) in
+            [("3", Warmup::Calls(3)), ("\"3\"", Warmup::Calls(3)), ("\"auto\"", Warmup::Auto)]
+        {
+            let body = read(&format!(r#"{{"prompt": "", "warmup": {json}}}"#)).unwrap();
+            assert_eq!(body.warmup, Some(warmup));
+        }
+        for wrong in ["-1", "4294967296", "\"soon\"", "1.5", "[]"] {
+            assert!(read(&format!(r#"{{"prompt": "", "warmup": {wrong}}}"#)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_or_name_is_named() {
+        let error = read(r#"{"prompt": "", "promt": ""}"#).unwrap_err();
+        assert!(error.contains("`promt`"), "{error}");
+        let error = read(r#"{"prompt": "", "scheduler": "fast"}"#).unwrap_err();
+        assert!(error.contains("`fast`") && error.contains("`euler`"), "{error}");
+    }
+}

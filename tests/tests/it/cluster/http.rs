@@ -1,0 +1,6 @@
+//! The HTTP interface of a real coordinator.
+
+mod access;
+mod asking;
+mod images;
+mod service;
