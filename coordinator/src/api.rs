@@ -5,6 +5,7 @@
 
 #![allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
+mod automatic;
 mod body;
 mod cluster;
 mod error;
@@ -18,6 +19,7 @@ pub mod keys;
 pub mod limits;
 mod metrics;
 mod models;
+mod openai;
 mod openapi;
 mod preview;
 mod request;
@@ -33,7 +35,7 @@ use crate::actor::visit::Visit;
 use crate::director::{Standing, Tallies};
 use crate::job::queue::WAITING_MAX;
 use actix_web::web::{self, ServiceConfig};
-use actix_web::{HttpMessage as _, HttpRequest};
+use actix_web::{HttpMessage as _, HttpRequest, Resource};
 use bytes::Bytes;
 use error::Refusal;
 use guard::Watchman;
@@ -57,6 +59,8 @@ pub(crate) struct Api {
     followers: Arc<Semaphore>,
     /// Becomes true when the coordinator goes away.
     ends: watch::Receiver<bool>,
+    /// The jobs of requests in the web UI's words that are being answered.
+    in_flight: automatic::InFlight,
     /// The command by which a worker joins.
     join: String,
     /// What describes this interface.
@@ -86,10 +90,15 @@ impl JobPath {
 impl Api {
     /// A visit to the coordinator in the name of whoever calls.
     pub(crate) fn visit(&self, request: &HttpRequest) -> Visit {
+        let owner = self.owner(request);
         let key = caller(request).key;
-        let owner = key.as_ref().map_or_else(|| LOCAL.to_owned(), |key| key.name.clone());
         let waiting_max = key.and_then(|key| key.waiting).unwrap_or(WAITING_MAX);
         self.coordinator.visit(Standing { owner, waiting_max })
+    }
+
+    /// Whose jobs the caller's are.
+    pub(crate) fn owner(&self, request: &HttpRequest) -> String {
+        caller(request).key.map_or_else(|| LOCAL.to_owned(), |key| key.name.clone())
     }
 
     /// A job's record, and the part of it that is wanted.
@@ -129,12 +138,14 @@ fn caller(request: &HttpRequest) -> Caller {
     request.extensions().get::<Caller>().cloned().unwrap_or_default()
 }
 
+/// A path, and what it says to other methods than it answers.
+fn resource(path: &str, allow: &'static str) -> Resource {
+    web::resource(path)
+        .default_service(web::to(move || async move { Err::<(), _>(Refusal::method(allow)) }))
+}
+
 /// Every path, and who answers.
 fn routes(config: &mut ServiceConfig) {
-    let resource = |path: &str, allow: &'static str| {
-        web::resource(path)
-            .default_service(web::to(move || async move { Err::<(), _>(Refusal::method(allow)) }))
-    };
     config
         .app_data(web::PathConfig::default().error_handler(|error, request| {
             let message = format!("nothing is at {}: {error}", request.path());
@@ -159,6 +170,8 @@ fn routes(config: &mut ServiceConfig) {
         .service(resource("/v1/jobs/{id}/events", "GET").route(web::get().to(events::follow)))
         .service(resource("/v1/cluster", "GET").route(web::get().to(cluster::show)))
         .service(resource("/v1/models", "GET").route(web::get().to(models::list)))
+        .service(resource("/v1/images/generations", "POST").route(web::post().to(openai::generate)))
+        .configure(automatic::routes)
         .service(resource("/healthz", "GET").route(web::get().to(health::alive)))
         .service(resource("/readyz", "GET").route(web::get().to(health::ready)))
         .service(resource("/metrics", "GET").route(web::get().to(metrics::show)))

@@ -84,6 +84,7 @@ impl Http {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
+            .allow_non_standard_methods(true)
             .timeout_global(Some(PATIENCE))
             .build()
             .into();
@@ -118,7 +119,7 @@ impl Http {
         let request = request.body(body).expect("a request");
         let agent = &self.agent;
         let answered = if body.is_empty() && method != "POST" {
-            agent.configure_request(request.map(|_| ())).allow_non_standard_methods(true).run()
+            agent.run(request.map(|_| ()))
         } else {
             agent.run(request)
         };
@@ -159,7 +160,6 @@ impl Http {
     ///
     /// # Panics
     /// If it is not taken in.
-    #[must_use]
     pub fn submit(&self, body: &Value) -> u64 {
         let answer = self.post("/v1/jobs", body);
         assert_eq!(answer.status, 202, "{answer:?}");
@@ -192,7 +192,7 @@ impl Http {
                     Some(("id", id)) => message.id = id.parse().expect("a number"),
                     Some(("event", event)) => event.clone_into(&mut message.event),
                     Some(("data", said)) => {
-                        message.said = serde_json::from_str(said).expect("JSON")
+                        message.said = serde_json::from_str(said).expect("JSON");
                     }
                     _ if line.is_empty() && !message.event.is_empty() => return Some(message),
                     _ => {} // a comment

@@ -35,6 +35,10 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
 
 /// Reads JSON; what is wrong is named with its place.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    // Lists would be read as the fields' values in their order.
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(Refusal::invalid("the body is no JSON object"));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -62,7 +66,8 @@ mod tests {
             (r#"{"prompt": "", "promt": 1}"#, Some("promt"), "unknown field `promt`"),
             (r#"{"prompt": "", "steps": -1}"#, Some("steps"), "-1"),
             (r#"{"prompt": "", "width": 4294967296}"#, Some("width"), "4294967296"),
-            (r#"{"prompt": "", "prompt": ""}"#, Some("prompt"), "duplicate field"),
+            (r#"{"prompt": "", "prompt": ""}"#, None, "duplicate field"),
+            (r#" ["a cat"]"#, None, "no JSON object"),
             (r"{}", None, "missing field `prompt`"),
             (r#"{"prompt": ""} x"#, None, "trailing characters"),
             ("", None, "EOF"),

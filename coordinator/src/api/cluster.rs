@@ -115,7 +115,7 @@ struct Link {
 
 /// Show the cluster.
 #[utoipa::path(
-    get, path = "/v1/cluster", tag = "cluster",
+    get, operation_id = "show_cluster", path = "/v1/cluster", tag = "cluster",
     responses((status = 200, description = "Its workers, its model and its jobs", body = Cluster), super::openapi::Refusals)
 )]
 pub(super) async fn show(api: web::Data<Api>) -> Result<web::Json<Cluster>, Refusal> {

@@ -13,6 +13,7 @@ use protocol::message::{Event, FromClient, ToClient};
 use protocol::plan::Geometry;
 use serde_json::{Map, Value};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
@@ -27,7 +28,7 @@ const ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// `started`, `notice`, `interrupted`, `resumed`, `phase`, `step`, and at the end `finished` or `failed`. A follower that comes late
 /// hears `started` and the last `step` again, or at once the end. Every 15 seconds there is a comment, `: alive`.
 #[utoipa::path(
-    get, path = "/v1/jobs/{id}/events", tag = "jobs", params(JobPath),
+    get, operation_id = "follow_job", path = "/v1/jobs/{id}/events", tag = "jobs", params(JobPath),
     responses(
         (status = 200, description = "Events until the job's end", content_type = "text/event-stream", body = String),
         super::openapi::Refusals,
@@ -39,7 +40,7 @@ pub(super) async fn follow(
     path: web::Path<JobPath>,
 ) -> Result<HttpResponse, Refusal> {
     let job = path.job();
-    let place = api.followers.clone().try_acquire_owned().map_err(|_| {
+    let place = Arc::clone(&api.followers).try_acquire_owned().map_err(|_| {
         Refusal::unavailable(
             "too_many_followers",
             "as many as there may be follow jobs already; ask for the job",

@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, web};
 
 /// Whether the process answers.
 #[utoipa::path(
-    get, path = "/healthz", tag = "service", security(()),
+    get, operation_id = "check_health", path = "/healthz", tag = "service", security(()),
     responses((status = 200, description = "It does", content_type = "text/plain", body = String))
 )]
 pub(super) async fn alive() -> HttpResponse {
@@ -14,7 +14,7 @@ pub(super) async fn alive() -> HttpResponse {
 
 /// Whether a job that is submitted now would be rendered.
 #[utoipa::path(
-    get, path = "/readyz", tag = "service", security(()),
+    get, operation_id = "check_readiness", path = "/readyz", tag = "service", security(()),
     responses(
         (status = 200, description = "It would", content_type = "text/plain", body = String),
         (status = 503, description = "No worker is there, or the coordinator goes away", content_type = "text/plain", body = String),

@@ -30,6 +30,15 @@ pub(crate) enum Format {
 }
 
 impl Format {
+    /// Its name in requests.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+        }
+    }
+
     pub(crate) fn mime(self) -> &'static str {
         match self {
             Self::Png => "image/png",
@@ -54,7 +63,7 @@ pub(super) struct ImageQuery {
 
 /// Fetch a finished job's image.
 #[utoipa::path(
-    get, path = "/v1/jobs/{id}/image", tag = "jobs", params(JobPath, ImageQuery),
+    get, operation_id = "fetch_image", path = "/v1/jobs/{id}/image", tag = "jobs", params(JobPath, ImageQuery),
     responses(
         (status = 200, description = "The image", content(
             ([u8] = "image/png"), ([u8] = "image/jpeg"), ([u8] = "image/webp"),

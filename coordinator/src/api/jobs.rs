@@ -50,7 +50,7 @@ pub(super) struct JobList {
 /// It is rendered whether or not anyone waits for it. With an `Idempotency-Key` it can be sent again: the answer is then
 /// the job that was made of it the first time.
 #[utoipa::path(
-    post, path = "/v1/jobs", tag = "jobs", request_body = RequestBody,
+    post, operation_id = "submit_job", path = "/v1/jobs", tag = "jobs", request_body = RequestBody,
     params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "A name of the caller's own for this submission")),
     responses(
         (status = 202, description = "It is in the queue", body = Job, headers(("Location" = String, description = "Where it is"))),
@@ -77,7 +77,7 @@ pub(super) async fn submit(
 
 /// List jobs.
 #[utoipa::path(
-    get, path = "/v1/jobs", tag = "jobs", params(JobsQuery),
+    get, operation_id = "list_jobs", path = "/v1/jobs", tag = "jobs", params(JobsQuery),
     responses((status = 200, description = "Jobs, those submitted last first", body = JobList), super::openapi::Refusals)
 )]
 pub(super) async fn list(
@@ -89,6 +89,11 @@ pub(super) async fn list(
     if !(1..=JOBS_MAX).contains(&limit) {
         let message = format!("limit {limit} is not one of 1 to {JOBS_MAX}");
         return Err(Refusal::invalid(message).about("limit"));
+    }
+    let last = query.before.filter(|before| i64::try_from(*before).is_err());
+    if let Some(before) = last {
+        let message = format!("before {before} is no job's number: the largest is {}", i64::MAX);
+        return Err(Refusal::invalid(message).about("before"));
     }
     let stages = query.state.as_deref().map_or_else(|| Ok(Vec::new()), stages)?;
     let ask = FromClient::Jobs { before: query.before.map(JobId), limit, stages };
@@ -116,7 +121,7 @@ fn stages(text: &str) -> Result<Vec<JobStage>, Refusal> {
 
 /// Show a job.
 #[utoipa::path(
-    get, path = "/v1/jobs/{id}", tag = "jobs", params(JobPath),
+    get, operation_id = "show_job", path = "/v1/jobs/{id}", tag = "jobs", params(JobPath),
     responses((status = 200, description = "What became of it", body = Job), super::openapi::Refusals)
 )]
 pub(super) async fn show(
@@ -132,7 +137,7 @@ pub(super) async fn show(
 ///
 /// It ends at the next model call, on all workers. With a key only the jobs that were submitted with it can be cancelled.
 #[utoipa::path(
-    delete, path = "/v1/jobs/{id}", tag = "jobs", params(JobPath),
+    delete, operation_id = "cancel_job", path = "/v1/jobs/{id}", tag = "jobs", params(JobPath),
     responses(
         (status = 202, description = "It is cancelled", body = Job),
         (status = 409, description = "It has ended", body = super::error::ErrorBody),

@@ -2,8 +2,9 @@
 
 use super::error::Refusal;
 use super::keys::Key;
-use crate::planner::STEPS_MAX;
+use crate::planner::{GUIDANCE_MAX, STEPS_DEFAULT, STEPS_MAX};
 use protocol::job::JobRequest;
+use protocol::plan::SIDE_MAX;
 
 /// The longest body of a request without an image: a prompt and its options are a few KiB.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
@@ -40,13 +41,34 @@ pub(crate) fn check(
             return Err(Refusal::limit(what, cause));
         }
     }
+    check_ranges(request)?;
     check_steps(request, key)?;
     check_pixels(request, key, native)
 }
 
+/// Checks what no model renders, so that it is refused at once, whether or not a worker is there to say what its model does.
+fn check_ranges(request: &JobRequest) -> Result<(), Refusal> {
+    let ranges = [
+        ("width", request.width, SIDE_MAX),
+        ("height", request.height, SIDE_MAX),
+        ("steps", request.steps, STEPS_MAX),
+        ("workers", request.workers.map(u32::from), u32::from(u16::MAX)),
+    ];
+    for (what, value, most) in ranges {
+        if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
+            return Err(Refusal::limit(what, format!("{what} {value} is not one of 1 to {most}")));
+        }
+    }
+    if let Some(guidance) = request.guidance.filter(|scale| !(0.0..=GUIDANCE_MAX).contains(scale)) {
+        let cause = format!("guidance {guidance} is not one of 0 to {GUIDANCE_MAX}");
+        return Err(Refusal::limit("guidance", cause));
+    }
+    Ok(())
+}
+
 fn check_steps(request: &JobRequest, key: Option<&Key>) -> Result<(), Refusal> {
     let most = key.and_then(|key| key.steps).unwrap_or(STEPS_MAX).min(STEPS_MAX);
-    let steps = request.steps.unwrap_or(crate::planner::STEPS_DEFAULT);
+    let steps = request.steps.unwrap_or(STEPS_DEFAULT);
     if steps <= most {
         return Ok(());
     }
@@ -102,8 +124,17 @@ mod tests {
         let large = JobRequest { width: Some(8192), height: Some(8192), ..asked() };
         let (_, cause) = refused(large, None).unwrap();
         assert!(cause.contains("8192x8192") && cause.contains("16777216"), "{cause}");
-        let (param, _) = refused(JobRequest { steps: Some(u32::MAX), ..asked() }, None).unwrap();
-        assert_eq!(param.as_deref(), Some("steps"));
+        for (wrong, param) in [
+            (JobRequest { steps: Some(u32::MAX), ..asked() }, "steps"),
+            (JobRequest { steps: Some(0), ..asked() }, "steps"),
+            (JobRequest { width: Some(0), ..asked() }, "width"),
+            (JobRequest { height: Some(8193), width: Some(1), ..asked() }, "height"),
+            (JobRequest { guidance: Some(f32::INFINITY), ..asked() }, "guidance"),
+            (JobRequest { guidance: Some(-0.5), ..asked() }, "guidance"),
+            (JobRequest { workers: Some(0), ..asked() }, "workers"),
+        ] {
+            assert_eq!(refused(wrong, None).unwrap().0.as_deref(), Some(param));
+        }
     }
 
     #[test]

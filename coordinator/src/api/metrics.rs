@@ -23,7 +23,7 @@ type Waiting = Vec<(Priority, u64)>;
 
 /// Figures for Prometheus.
 #[utoipa::path(
-    get, path = "/metrics", tag = "service",
+    get, operation_id = "fetch_metrics", path = "/metrics", tag = "service",
     responses((status = 200, description = "Figures in Prometheus' text format", content_type = "text/plain", body = String), super::openapi::Refusals)
 )]
 pub(super) async fn show(

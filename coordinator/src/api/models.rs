@@ -58,7 +58,7 @@ struct Native {
 
 /// List the models that are there.
 #[utoipa::path(
-    get, path = "/v1/models", tag = "cluster",
+    get, operation_id = "list_models", path = "/v1/models", tag = "cluster",
     responses((status = 200, description = "None while no worker is there", body = ModelList), super::openapi::Refusals)
 )]
 pub(super) async fn list(api: web::Data<Api>) -> Result<web::Json<ModelList>, Refusal> {

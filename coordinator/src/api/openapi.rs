@@ -1,7 +1,8 @@
 //! What describes this interface, made from the code.
 
+use super::automatic::{self, lists};
 use super::error::{ErrorBody, Refusal};
-use super::{Api, cluster, events, health, image, jobs, metrics, models, preview};
+use super::{Api, cluster, events, health, image, jobs, metrics, models, openai, preview};
 use actix_web::{HttpResponse, web};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
@@ -46,13 +47,17 @@ impl Modify for Keys {
     ),
     paths(
         jobs::submit, jobs::list, jobs::show, jobs::cancel, image::show, preview::show, events::follow,
-        cluster::show, models::list, health::alive, health::ready, metrics::show, show,
+        cluster::show, models::list, openai::generate,
+        automatic::txt2img, automatic::progress, automatic::interrupt, lists::samplers, lists::schedulers,
+        lists::models, lists::options, lists::set_options, lists::scripts, health::alive, health::ready, metrics::show, show,
     ),
     modifiers(&Keys),
     security((), ("key" = [])),
     tags(
         (name = "jobs", description = "Images that are rendered"),
         (name = "cluster", description = "Who renders them"),
+        (name = "openai", description = "As OpenAI's clients ask"),
+        (name = "automatic1111", description = "As clients of AUTOMATIC1111's web UI ask"),
         (name = "service", description = "For what watches over it"),
     ),
 )]
@@ -65,7 +70,7 @@ pub(super) fn document() -> String {
 
 /// What this is.
 #[utoipa::path(
-    get, path = "/openapi.json", tag = "service", security(()),
+    get, operation_id = "fetch_openapi", path = "/openapi.json", tag = "service", security(()),
     responses((status = 200, description = "This document", content_type = "application/json", body = Object))
 )]
 pub(super) async fn show(api: web::Data<Api>) -> Result<HttpResponse, Refusal> {
@@ -81,12 +86,24 @@ mod tests {
         let document: Value = serde_json::from_str(&super::document()).unwrap();
         assert_eq!(document["openapi"], "3.1.0");
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 11, "{:?}", paths.keys());
+        assert_eq!(paths.len(), 20, "{:?}", paths.keys());
         let request = &document["components"]["schemas"]["Request"];
         assert_eq!(request["additionalProperties"], false);
         assert_eq!(request["required"], serde_json::json!(["prompt"]));
         let schedulers = request["properties"]["scheduler"]["enum"].as_array().unwrap();
         assert!(schedulers.contains(&"euler".into()) && schedulers.contains(&Value::Null));
+    }
+
+    #[test]
+    fn every_operation_has_a_name_of_its_own() {
+        let text = super::document();
+        let named =
+            text.split("\"operationId\":\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+        let mut names: Vec<&str> = named.collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((names.len(), all), (23, 23), "{names:?}");
     }
 
     /// What is referred to is there.

@@ -20,7 +20,7 @@ pub(super) fn data_uri(png: &[u8]) -> String {
 
 /// The latest preview of a job that is rendered.
 #[utoipa::path(
-    get, path = "/v1/jobs/{id}/preview", tag = "jobs", params(JobPath),
+    get, operation_id = "fetch_preview", path = "/v1/jobs/{id}/preview", tag = "jobs", params(JobPath),
     responses(
         (status = 200, description = "What the latest latent shows, in the latent's size", content_type = "image/png", body = [u8]),
         (status = 204, description = "There is none: the job is not rendered, or nothing tells how this model's latents look"),

@@ -10,7 +10,11 @@ use protocol::plan::Fabric;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+use std::marker::PhantomData;
 use utoipa::ToSchema;
+
+/// Below this a floating point number tells each whole number from its neighbours.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// What an image is to be. What is left out, or null, takes the model's default.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -25,15 +29,15 @@ pub(crate) struct RequestBody {
     #[schema(max_length = 10_000)]
     pub(crate) negative: Option<String>,
     /// Width in pixels.
-    #[serde(default)]
-    #[schema(maximum = 8192)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 8192)]
     pub(crate) width: Option<u32>,
     /// Height in pixels.
-    #[serde(default)]
-    #[schema(maximum = 8192)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 8192)]
     pub(crate) height: Option<u32>,
     /// Sampler steps.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     #[schema(minimum = 1, maximum = 1000)]
     pub(crate) steps: Option<u32>,
     /// Classifier-free guidance scale; 1 or less turns guidance off.
@@ -41,7 +45,8 @@ pub(crate) struct RequestBody {
     #[schema(minimum = 0, maximum = 100)]
     pub(crate) guidance: Option<f32>,
     /// The seed of torch's CPU generator. Drawn, if none is given.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(schema_with = schema::optional_seed)]
     pub(crate) seed: Option<u64>,
     /// The sampler.
     #[serde(default)]
@@ -91,7 +96,8 @@ pub(crate) struct RequestBody {
     #[schema(schema_with = schema::fabrics)]
     pub(crate) fabrics: Option<Vec<Fabric>>,
     /// How many workers render it.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(minimum = 1, maximum = 65535)]
     pub(crate) workers: Option<u16>,
     /// If a worker is lost, wait for another in its place, so that the image is bit for bit that of an undisturbed run.
     #[serde(default)]
@@ -175,6 +181,50 @@ impl From<&JobRecord> for RequestBody {
     }
 }
 
+/// Reads a whole number, however it is written: 244.0 is one, and some clients know no others.
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    struct Whole<T>(PhantomData<T>);
+
+    impl<T: TryFrom<u64>> Visitor<'_> for Whole<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            let most = u64::MAX >> (64 - 8 * size_of::<T>());
+            write!(f, "a whole number from 0 to {most}")
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+            let wrong = |_| E::invalid_value(Unexpected::Unsigned(value), &self);
+            T::try_from(value).map(Some).map_err(wrong)
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+            Err(E::invalid_value(Unexpected::Signed(value), &self))
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+            let wrong = || E::invalid_value(Unexpected::Float(value), &self);
+            let value = as_whole(value).ok_or_else(wrong)?;
+            self.visit_u64(value)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+    }
+
+    deserializer.deserialize_any(Whole(PhantomData))
+}
+
+/// The whole number that this is.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^53")]
+fn as_whole(value: f64) -> Option<u64> {
+    let whole = (0.0..WHOLE_MAX).contains(&value) && value.fract().abs() < f64::EPSILON;
+    whole.then_some(value as u64)
+}
+
 /// Reads a warm-up as people write it: a number, or a text of one, or `auto`.
 fn warmup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Warmup>, D::Error> {
     struct Text;
@@ -189,6 +239,12 @@ fn warmup<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Warmup>, 
         fn visit_u64<E: Error>(self, calls: u64) -> Result<Self::Value, E> {
             let wrong = |_| E::invalid_value(Unexpected::Unsigned(calls), &self);
             u32::try_from(calls).map(|calls| Some(Warmup::Calls(calls))).map_err(wrong)
+        }
+
+        fn visit_f64<E: Error>(self, calls: f64) -> Result<Self::Value, E> {
+            let wrong = || E::invalid_value(Unexpected::Float(calls), &self);
+            let calls = as_whole(calls).ok_or_else(wrong)?;
+            self.visit_u64(calls)
         }
 
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -237,14 +293,28 @@ mod tests {
 
     #[test]
     fn a_warm_up_is_a_number_or_a_word() {
-        for (json, warmup) in
-            [("3", Warmup::Calls(3)), ("\"3\"", Warmup::Calls(3)), ("\"auto\"", Warmup::Auto)]
-        {
+        for (json, warmup) in [
+            ("3", Warmup::Calls(3)),
+            ("3.0", Warmup::Calls(3)),
+            ("\"3\"", Warmup::Calls(3)),
+            ("\"auto\"", Warmup::Auto),
+        ] {
             let body = read(&format!(r#"{{"prompt": "", "warmup": {json}}}"#)).unwrap();
             assert_eq!(body.warmup, Some(warmup));
         }
         for wrong in ["-1", "4294967296", "\"soon\"", "1.5", "[]"] {
             assert!(read(&format!(r#"{{"prompt": "", "warmup": {wrong}}}"#)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_one_with_a_point() {
+        let body = read(r#"{"prompt": "", "width": 64.0, "seed": 18446744073709551615}"#).unwrap();
+        assert_eq!((body.width, body.seed), (Some(64), Some(u64::MAX)));
+        for wrong in ["64.5", "-1", "-1.0", "4294967296", "4294967296.0", "1e300", "\"64\"", "true"]
+        {
+            let error = read(&format!(r#"{{"prompt": "", "width": {wrong}}}"#)).unwrap_err();
+            assert!(error.contains("a whole number from 0 to 4294967295"), "{error}");
         }
     }
 

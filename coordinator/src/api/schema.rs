@@ -68,6 +68,12 @@ pub(super) fn fabrics() -> utoipa::openapi::schema::Array {
     utoipa::openapi::schema::ArrayBuilder::new().schema_type(kinds).items(fabric()).build()
 }
 
+/// Any whole number of 64 bits, or nothing: more than what is called int64.
+pub(super) fn optional_seed() -> Object {
+    let kinds = SchemaType::from_iter([Type::Integer, Type::Null]);
+    ObjectBuilder::new().schema_type(kinds).minimum(Some(0)).build()
+}
+
 fn warmup_of(kinds: &[Type]) -> Object {
     let kinds = SchemaType::from_iter(kinds.iter().cloned());
     let most = f64::from(u32::MAX);

@@ -68,6 +68,7 @@ impl Server {
             watchman: Watchman::new(Gate { address, any_host, origin }, keys),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             ends: ending,
+            in_flight: super::automatic::InFlight::default(),
             join,
             document: openapi::document().into(),
         });

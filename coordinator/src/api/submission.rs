@@ -25,11 +25,8 @@ impl Api {
         asked: JobRequest,
         priority: Priority,
     ) -> Result<Submitted, Refusal> {
-        let key = caller(request).key;
-        let native = self.native(&asked).await?;
-        limits::check(&asked, key.as_deref(), native)?;
         let idempotency_key = idempotency_key(request)?;
-        self.watchman.take(key.as_deref(), 1)?;
+        self.admit(request, &asked, 1).await?;
         let mut visit = self.visit(request);
         let last = match &idempotency_key {
             Some(_) => {
@@ -54,6 +51,19 @@ impl Api {
         let (record, _) = record(&mut self.visit(request), show).await?;
         // Numbers rise: one that is not beyond the last before was given earlier.
         Ok(Submitted { record, again: last.is_some_and(|last| job <= last) })
+    }
+
+    /// Checks that the caller may ask for this, so many times.
+    pub(crate) async fn admit(
+        &self,
+        request: &HttpRequest,
+        asked: &JobRequest,
+        times: u32,
+    ) -> Result<(), Refusal> {
+        let key = caller(request).key;
+        let native = self.native(asked).await?;
+        limits::check(asked, key.as_deref(), native)?;
+        self.watchman.take(key.as_deref(), times)
     }
 
     /// The model's own size, if the request leaves a side to it.

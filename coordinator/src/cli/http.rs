@@ -24,7 +24,7 @@ pub(super) struct HttpArgs {
     /// Answer over HTTP to everyone who can reach it, without keys.
     #[arg(long, conflicts_with = "api_keys")]
     http_open: bool,
-    /// Let pages of this site call, such as https://art.example; or this server, where a proxy calls it that.
+    /// Let pages of this site call, such as `https://art.example`; or this server, where a proxy calls it that.
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     http_origin: Option<String>,
 }

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// How long clients have to hear that the coordinator goes away: a message on an open connection.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -38,8 +39,10 @@ pub(super) struct ServeArgs {
 
 pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let level = if arguments.verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
+    // What the HTTP server has to say of itself is said here.
+    let said = EnvFilter::new(format!("{level},actix_server=warn,actix_http=warn"));
     tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(said)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
@@ -50,7 +53,7 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
     let director = match &arguments.data {
         Some(folder) => Director::open(Store::open(folder)?, now())?,
-        None => Director::default(),
+        None => Director::open(Store::in_memory(), now())?,
     };
     let started = Coordinator::start(&arguments.listen, access, director).await;
     let coordinator = started.with_context(|| {

@@ -51,7 +51,8 @@ fn what_is_wrong_with_a_body_is_named() {
     wrong(&huge, 413, "body_too_large", None);
     assert!(huge.message().contains("1048576"), "{huge:?}");
     let json = http.with("Content-Type", "application/json");
-    wrong(&json.ask("POST", "/v1/jobs", b"{\"prompt\": "), 400, "invalid_request", None);
+    let broken = json.ask("POST", "/v1/jobs", b"{\"prompt\": ");
+    wrong(&broken, 400, "invalid_request", Some("prompt"));
     let form = http.with("Content-Type", "application/x-www-form-urlencoded");
     wrong(&form.ask("POST", "/v1/jobs", b"prompt=a"), 415, "unsupported_media_type", None);
     let plain = http.with("Content-Type", "text/plain");
