@@ -10,6 +10,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage as _, HttpResponse, ResponseError as _, web};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use protocol::identity::Strangers;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -118,7 +119,15 @@ impl Watchman {
 fn shown_key(headers: &HeaderMap, query: &str) -> Option<String> {
     if let Some(shown) = headers.get(header::AUTHORIZATION) {
         let (scheme, key) = shown.to_str().ok()?.split_once(' ')?;
-        return scheme.eq_ignore_ascii_case("bearer").then(|| key.trim().to_owned());
+        return match scheme.to_ascii_lowercase().as_str() {
+            "bearer" => Some(key.trim().to_owned()),
+            // Clients that know users and passwords only: the key is the password.
+            "basic" => {
+                let pair = String::from_utf8(BASE64_STANDARD.decode(key.trim()).ok()?).ok()?;
+                pair.split_once(':').map(|(_, key)| key.to_owned())
+            }
+            _ => None,
+        };
     }
     #[derive(serde::Deserialize)]
     struct Shown {
@@ -216,6 +225,7 @@ mod tests {
         assert_eq!(shown_key(&head("Bearer abc"), ""), Some("abc".to_owned()));
         assert_eq!(shown_key(&head("bearer  abc"), "key=x"), Some("abc".to_owned()));
         assert_eq!(shown_key(&head("Basic abc"), "key=x"), None);
+        assert_eq!(shown_key(&head("Basic YW5uOmFiYw=="), ""), Some("abc".to_owned()));
         assert_eq!(shown_key(&none, "format=png&key=a%62c"), Some("abc".to_owned()));
         assert_eq!(shown_key(&none, "format=png"), None);
     }
