@@ -36,9 +36,10 @@ use bytes::Bytes;
 use keeping::Unstored;
 use measuring::Checking;
 use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
+use protocol::plan::Fabric;
 use protocol::{JobId, RunId, WorkerId};
 use recovery::Broken;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A client's session, numbered by whoever serves it.
@@ -141,8 +142,10 @@ struct Active {
     first_ranks: usize,
     /// When its present run began.
     run_began: Duration,
-    /// How often in a row it broke off without a call done in between.
+    /// How often in a row it broke off without a call done in between, but for links newly found to be cut.
     futile: u32,
+    /// The links found to be cut since a call was done, whatever became of them.
+    cut: BTreeSet<([WorkerId; 2], Fabric)>,
     /// The workers on which its computation failed.
     failed_on: Vec<WorkerId>,
 }

@@ -120,6 +120,14 @@ pub enum LinkError {
         /// What is wrong with the post.
         cause: String,
     },
+    /// Links of a run did not come to be.
+    #[error("no link with {}: {cause}", names(.peers))]
+    Unopened {
+        /// All the peers, as far as it was tried.
+        peers: Vec<Rank>,
+        /// What became of the first.
+        cause: String,
+    },
     /// One of the two refused the link to the other.
     #[error("no link with {peer}: {fault}")]
     Refused {
@@ -130,16 +138,30 @@ pub enum LinkError {
     },
 }
 
+impl LinkError {
+    /// The peers with which links did not come to be.
+    #[must_use]
+    pub fn unopened(&self) -> &[Rank] {
+        if let Self::Unopened { peers, .. } = self { peers } else { &[] }
+    }
+}
+
 impl From<&LinkError> for Fault {
     fn from(error: &LinkError) -> Self {
         let (kind, peer) = match error {
-            LinkError::Closed { peer, .. } => (FaultKind::PeerLost, peer),
-            LinkError::Protocol { peer, .. } => (FaultKind::Protocol, peer),
-            LinkError::Unposted { peer, .. } => (FaultKind::PlanMismatch, peer),
-            LinkError::Refused { peer, fault } => (fault.kind, peer),
+            LinkError::Closed { peer, .. } => (FaultKind::PeerLost, Some(peer)),
+            LinkError::Protocol { peer, .. } => (FaultKind::Protocol, Some(peer)),
+            LinkError::Unposted { peer, .. } => (FaultKind::PlanMismatch, Some(peer)),
+            LinkError::Unopened { peers, .. } => (FaultKind::PeerLost, peers.first()),
+            LinkError::Refused { peer, fault } => (fault.kind, Some(peer)),
         };
-        Self::new(kind, error.to_string()).with(*peer)
+        Self { peer: peer.copied(), ..Self::new(kind, error.to_string()) }
     }
+}
+
+fn names(peers: &[Rank]) -> String {
+    let names: Vec<String> = peers.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 fn because(cause: &str) -> String {

@@ -4,7 +4,8 @@
 //! - **O-2 image**: a finished image is the undisturbed one: to the bit if every recovery was exact, else within
 //!   [`TOLERANCE`]. A deterministic job's recoveries are exact, unless no replacement came in time.
 //! - **O-3 reason**: a job fails only because its client left, or after more than `FUTILE_MAX` interruptions in a
-//!   row without a call done.
+//!   row without a call done, those not counted for which links are cut: whoever is cut off, some workers
+//!   reach each other, or one is left.
 //! - **O-4 epoch**: the epochs of a job's runs strictly rise.
 //! - **O-5 idle**: a worker is started only if its session has no part in another run. Of a process
 //!   that is not true: one that lost its session may still be computing for the old run when it joins again.
@@ -16,6 +17,7 @@
 //! - **O-10 progress**: nothing waits for ever: once faults stop and a worker is well, all jobs end in time
 //!   ([`Oracle::patience`]).
 
+use crate::network::HostId;
 use crate::simulation::reference::{self, Picture};
 use bytes::Bytes;
 use coordinator::cluster::pulse::STALL_UNKNOWN;
@@ -82,7 +84,7 @@ struct Job {
     plan: Option<Plan>,
     run: Option<Plan>,
     resume: u32,
-    /// Interruptions since a call was done.
+    /// Interruptions since a call was done, but for links that are cut.
     futile: u32,
     /// Who reported each call of the run.
     reported: BTreeMap<u32, BTreeSet<Rank>>,
@@ -114,6 +116,14 @@ impl Oracle {
     #[must_use]
     pub fn ended(&self) -> usize {
         self.jobs.len() - self.unfinished()
+    }
+
+    /// The hosts that took part in the last run of the last job.
+    #[must_use]
+    pub fn last_hosts(&self) -> Vec<HostId> {
+        let run = self.jobs.values().next_back().and_then(|job| job.run.as_ref());
+        let members = run.into_iter().flat_map(|plan| &plan.members);
+        members.map(|member| HostId::from(member.address.port())).collect()
     }
 
     /// How long after the last fault all of `jobs` must have ended, if `broken` workers or routes stay as they are
@@ -290,8 +300,8 @@ impl Oracle {
                 job.futile = 0;
                 Ok(())
             }
-            Event::Interrupted { .. } => {
-                job.futile += 1;
+            Event::Interrupted { fault, .. } => {
+                job.futile += u32::from(fault.kind != FaultKind::PeerLost);
                 self.recoveries += 1;
                 Ok(())
             }
@@ -400,9 +410,7 @@ impl Job {
     fn failed(&self, id: JobId, fault: &Fault) -> Result<(), Violation> {
         let justified = match fault.kind {
             FaultKind::Cancelled => self.client_left,
-            FaultKind::WorkerLost | FaultKind::PeerLost | FaultKind::Replanned => {
-                self.futile > FUTILE_MAX
-            }
+            FaultKind::WorkerLost | FaultKind::Replanned => self.futile > FUTILE_MAX,
             _ => false,
         };
         if justified {

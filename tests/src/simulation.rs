@@ -187,6 +187,44 @@ pub fn replay(
     (events, result)
 }
 
+/// What was seen of a job whose workers were parted.
+#[derive(Clone, Debug)]
+pub struct Parted {
+    /// What was seen.
+    pub report: Report,
+    /// How many of each of the two groups rendered to the end.
+    pub ranks: [usize; 2],
+    /// How fast each group is in all.
+    pub speeds: [u64; 2],
+    /// What happened.
+    pub events: Vec<String>,
+}
+
+/// Lets the workers of one job be parted for good, and nothing else go wrong.
+///
+/// # Errors
+/// What an oracle says against it.
+pub fn run_parted(seed: u64) -> Result<Parted, Box<Failure>> {
+    let mut random = Random::new(seed);
+    let (scenario, side) = Scenario::parted(&mut random);
+    let mut simulation = Simulation::of((scenario, random), Mutation::None, Trace::telling(true));
+    let lived = simulation.live();
+    let events = simulation.world.trace.take();
+    let report = match lived {
+        Ok(report) => report,
+        Err(violation) => return Err(Box::new(Failure { seed, violation, events })),
+    };
+    let (mut ranks, mut speeds) = ([0; 2], [0; 2]);
+    let group = |host: HostId| usize::from(side.contains(&host));
+    for host in simulation.world.oracle.last_hosts() {
+        ranks[group(host)] += 1;
+    }
+    for worker in &simulation.workers {
+        speeds[group(worker.host)] += worker.machine.speed();
+    }
+    Ok(Parted { report, ranks, speeds, events })
+}
+
 struct Simulation {
     world: World,
     scenario: Scenario,
@@ -203,6 +241,10 @@ impl Simulation {
     fn new(seed: u64, mutation: Mutation, trace: Trace) -> Self {
         let mut random = Random::new(seed);
         let scenario = Scenario::draw(&mut random);
+        Self::of((scenario, random), mutation, trace)
+    }
+
+    fn of((scenario, mut random): (Scenario, Random), mutation: Mutation, trace: Trace) -> Self {
         let hosts = scenario.machines.len() + 2;
         let network = Network::new(hosts, scenario.latency, random.any());
         let (now, agenda, oracle) = (Duration::ZERO, Agenda::default(), Oracle::default());

@@ -80,7 +80,7 @@ mod tests {
     ) -> Vec<Effect> {
         let fault = Fault::new(FaultKind::Compute, "no memory");
         let mut said = |worker, message| director.worker_said(worker, message, Bytes::new(), START);
-        said(worker, ToCoordinator::Failed { run, fault });
+        said(worker, ToCoordinator::Failed { run, fault, unopened: Vec::new() });
         others.iter().for_each(|other| said(*other, ToCoordinator::Aborted { run }));
         director.effects()
     }
@@ -111,7 +111,7 @@ mod tests {
         director.submit((CLIENT, &Standing::of("me")), (request, Terms::default()), 7, START);
         let run = started(&director.effects())[0].1;
         let fault = Fault::new(FaultKind::PeerLost, "cut").on(Rank(1)).with(Rank(0));
-        let said = ToCoordinator::Failed { run, fault };
+        let said = ToCoordinator::Failed { run, fault, unopened: Vec::new() };
         director.worker_said(workers[1], said, Bytes::new(), START);
         director.worker_said(workers[0], ToCoordinator::Aborted { run }, Bytes::new(), START);
         let wait = |director: &mut Director, now| {

@@ -12,6 +12,7 @@ use protocol::job::{JobRequest, JobSpec, Mode, Terms};
 use protocol::message::{Event, RecoveryView, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
 use protocol::{Epoch, Fault, FaultKind, JobId, Rank};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Director {
@@ -268,6 +269,7 @@ impl Director {
             exact: None,
             broken: None,
             futile: 0,
+            cut: BTreeSet::new(),
             failed_on: Vec::new(),
         });
     }
@@ -319,8 +321,9 @@ impl Director {
         let job = active.job();
         let worker = active.run.plan().member(rank).map(|member| member.worker);
         match message {
-            ToCoordinator::Failed { fault, .. } => match (fault.kind, worker) {
-                (FaultKind::WorkerLost | FaultKind::PeerLost, _) => self.break_off(fault),
+            ToCoordinator::Failed { fault, unopened, .. } => match (fault.kind, worker) {
+                (FaultKind::WorkerLost, _) => self.break_off(fault),
+                (FaultKind::PeerLost, _) => self.break_off_unopened(fault, &unopened),
                 (FaultKind::Compute, Some(worker)) => self.ail(worker, fault),
                 _ => self.fail(fault),
             },
@@ -354,7 +357,7 @@ impl Director {
     /// All ranks did a call.
     fn stepped(&mut self) {
         let Some(active) = &mut self.active else { return };
-        active.futile = 0;
+        (active.futile, active.cut) = (0, BTreeSet::new());
         if let Some(checkpoint) = active.run.checkpoint()
             && active.asked.request.deterministic
             && active.run.plan().resumes_exactly(checkpoint.calls)

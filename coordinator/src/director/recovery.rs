@@ -3,7 +3,9 @@
 //! - **R-1 epoch**: every run of a job has a higher epoch than the one before.
 //! - **R-2 fence**: nobody is given a part of the new run before it has ended its part of the old one.
 //! - **R-3 one call**: no more than the call under way is lost, unless the job asks for unchanged bits.
-//! - **R-4 progress**: a job that breaks off again and again without a call done in between fails.
+//! - **R-4 progress**: a job that breaks off again and again without a call done in between fails, unless each time
+//!   a link was found to be cut that it did not know of: it uses none of them again before a call is done, and in the
+//!   end goes on with those that reach each other.
 
 use super::{Active, Director, GATHER_PATIENCE};
 use crate::cluster::failure::LEASE;
@@ -15,7 +17,7 @@ use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
 use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
-use protocol::plan::Plan;
+use protocol::plan::{Fabric, Plan};
 use protocol::{Fault, FaultKind, Rank, WorkerId};
 use std::time::Duration;
 
@@ -35,7 +37,8 @@ pub const REPLACEMENT_PATIENCE: Duration = Duration::from_secs(60);
 pub const GROW_CALLS_MIN: u32 = 5;
 /// And not before its run is so old: workers that come back, come one after the other.
 pub const GROW_PAUSE: Duration = Duration::from_secs(1);
-/// How often in a row a job may break off without a call done: whatever it is, it will not pass.
+/// How often in a row a job may break off without a call done, for other reasons than links newly found to be cut:
+/// whatever it is, it will not pass.
 pub const FUTILE_MAX: u32 = 5;
 
 /// A job that is broken off.
@@ -45,11 +48,20 @@ pub(super) struct Broken {
     since: Duration,
     /// Until when the fault may be explained by another.
     unexplained_until: Duration,
-    /// Which ranks lost their links to which, as they said.
-    lost: Vec<(Rank, Rank)>,
-    /// Until when workers may be at it.
-    busy_until: Duration,
+    /// The links that ranks lost, as they said.
+    lost: Vec<Lost>,
+    /// Until when workers may be at it, once they were told to stop.
+    busy_until: Option<Duration>,
     told: bool,
+}
+
+/// A link that a rank says it lost.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    rank: Rank,
+    peer: Rank,
+    /// It tried, and did not get through.
+    tried: bool,
 }
 
 impl Broken {
@@ -62,13 +74,16 @@ impl Broken {
 impl Director {
     /// The running job cannot go on as it is.
     pub(super) fn break_off(&mut self, fault: Fault) {
+        self.break_off_unopened(fault, &[]);
+    }
+
+    /// The same, if links to these peers did not open. The other ranks are not told to stop before they had the time
+    /// to say the same: one cut may be between many, and is then found at once.
+    pub(super) fn break_off_unopened(&mut self, fault: Fault, unopened: &[Rank]) {
         let now = self.now;
         let Some(active) = &mut self.active else { return };
-        let lost = match (fault.kind, fault.rank, fault.peer) {
-            (FaultKind::PeerLost, Some(rank), Some(peer)) => Some((rank, peer)),
-            _ => None,
-        };
-        let waits = lost.is_some();
+        let lost = lost(&fault, unopened);
+        let waits = !lost.is_empty();
         match &mut active.broken {
             // A lost worker explains a lost link, never the other way round.
             Some(broken) if !waits && now < broken.unexplained_until => {
@@ -77,23 +92,33 @@ impl Director {
             }
             Some(broken) => broken.lost.extend(lost),
             None => {
-                let longest = active.run.longest_call();
-                active.futile += 1;
+                tracing::warn!("{} broke off: {fault}", active.run_id());
                 active.broken = Some(Broken {
-                    fault: fault.clone(),
+                    fault,
                     since: now,
                     unexplained_until: if waits { now + EXPLANATION_PATIENCE } else { now },
-                    lost: lost.into_iter().collect(),
-                    busy_until: now + FREE_PATIENCE.max(longest * 2),
+                    lost,
+                    busy_until: None,
                     told: false,
                 });
-                let run = active.run_id();
-                tracing::warn!("{run} broke off: {fault}");
                 self.tallies.interrupted += 1;
-                self.stop_run(run, longest, &fault);
+                if unopened.is_empty() {
+                    self.stop_broken();
+                }
             }
         }
         self.go_on();
+    }
+
+    /// Tells those that are at a run that is broken off to stop.
+    fn stop_broken(&mut self) {
+        let now = self.now;
+        let Some(active) = &mut self.active else { return };
+        let (run, longest) = (active.run_id(), active.run.longest_call());
+        let Some(broken) = &mut active.broken else { return };
+        broken.busy_until = Some(now + FREE_PATIENCE.max(longest * 2));
+        let fault = broken.fault.clone();
+        self.stop_run(run, longest, &fault);
     }
 
     /// Goes on with a job that is broken off, if that can be done now.
@@ -104,8 +129,11 @@ impl Director {
         if now < broken.unexplained_until {
             return;
         }
-        if !broken.told {
-            broken.told = true;
+        let (told, stopped) = (std::mem::replace(&mut broken.told, true), broken.busy_until);
+        if stopped.is_none() {
+            self.stop_broken();
+        }
+        if !told {
             self.tell_broken();
         }
         let Some(active) = &self.active else { return };
@@ -119,7 +147,8 @@ impl Director {
             return self.fail(fault);
         }
         if self.store_rests()
-            || now < broken.busy_until && !self.registry.busy_with(active.run_id()).is_empty()
+            || broken.busy_until.is_none_or(|until| now < until)
+                && !self.registry.busy_with(active.run_id()).is_empty()
         {
             return;
         }
@@ -130,39 +159,53 @@ impl Director {
         }
     }
 
-    /// Nothing explains it any more: people are told, and a link that broke is not used for a while.
+    /// Nothing explains it any more: people are told, and links that broke are not used for a while.
     fn tell_broken(&mut self) {
-        let Some(active) = &self.active else { return };
+        let Some(active) = &mut self.active else { return };
         let Some(broken) = &active.broken else { return };
         let (job, fault) = (active.job(), broken.fault.clone());
         let call = active.run.checkpoint().map_or(0, |checkpoint| checkpoint.calls);
-        if fault.kind == FaultKind::PeerLost {
+        let known = active.cut.len();
+        let mut texts = Vec::new();
+        let lost = if fault.kind == FaultKind::PeerLost { cuts(&broken.lost) } else { Vec::new() };
+        for (rank, peer) in lost {
             let plan = active.run.plan();
-            let mut texts = Vec::new();
-            for (rank, peer) in cuts(&broken.lost) {
-                if let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
-                    && let Some(fabric) = plan.link_fabric(rank, peer)
-                {
-                    let seconds = BROKEN_FOR.as_secs();
-                    texts.push(format!(
-                        "{} and {} exchange nothing over {fabric} for the next {seconds} s",
-                        one.name, other.name
-                    ));
-                    self.registry.break_link([one.worker, other.worker], fabric, self.now);
-                }
-            }
-            for text in texts {
-                tracing::warn!("{text}");
-                self.tell(job, Event::Notice { text }, Bytes::new());
+            if let (Some(one), Some(other)) = (plan.member(rank), plan.member(peer))
+                && let Some(fabric) = plan.link_fabric(rank, peer)
+            {
+                let seconds = BROKEN_FOR.as_secs();
+                texts.push(format!(
+                    "{} and {} exchange nothing over {fabric} for the next {seconds} s",
+                    one.name, other.name
+                ));
+                let mut workers = [one.worker, other.worker];
+                workers.sort_unstable();
+                self.registry.break_link(workers, fabric, self.now);
+                active.cut.insert((workers, fabric));
             }
         }
+        if active.cut.len() == known {
+            active.futile += 1;
+        }
+        for text in texts {
+            tracing::warn!("{text}");
+            self.tell(job, Event::Notice { text }, Bytes::new());
+        }
         self.tell(job, Event::Interrupted { fault, call }, Bytes::new());
+    }
+
+    /// What does not carry, and what the running job found not to since it did its last call: it would break off there
+    /// again.
+    fn cut_for(&self, active: &Active) -> Vec<([WorkerId; 2], Fabric)> {
+        let mut cut = active.cut.clone();
+        cut.extend(self.registry.broken(self.now));
+        cut.into_iter().collect()
     }
 
     /// A plan for what is left of a job, and from where it goes on. None: it has to wait.
     fn replan(&self, active: &Active) -> Result<Option<(Placed, Option<Checkpoint>)>, Fault> {
         let (old, request) = (active.run.plan(), &active.asked.request);
-        let links = self.registry.broken(self.now);
+        let links = self.cut_for(active);
         // Those on which it failed must not keep others out that are cut off from them.
         let mut idle = self.registry.idle();
         idle.retain(|each| !active.failed_on.contains(&each.worker));
@@ -326,16 +369,34 @@ impl Director {
     }
 }
 
+/// The links that a rank lost, by what it says.
+fn lost(fault: &Fault, unopened: &[Rank]) -> Vec<Lost> {
+    match (fault.kind, fault.rank, fault.peer) {
+        (FaultKind::PeerLost, Some(rank), Some(peer)) if unopened.is_empty() => {
+            vec![Lost { rank, peer, tried: false }]
+        }
+        (FaultKind::PeerLost, Some(rank), _) => {
+            unopened.iter().map(|peer| Lost { rank, peer: *peer, tried: true }).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// The pairs between which a link broke, of the links that ranks `lost`: a rank whose run ended for the loss of another hangs
-/// up on the rest, who then say that they lost it. So who lost somebody else is not to blame, unless that is all there is.
-fn cuts(lost: &[(Rank, Rank)]) -> Vec<(Rank, Rank)> {
-    let said = |rank: Rank| lost.iter().find(|(each, _)| *each == rank).map(|(_, peer)| *peer);
-    // What both ends say counts once.
-    let cut = |(rank, peer): &&(Rank, Rank)| {
-        said(*peer).is_none_or(|other| other == *rank && rank < peer)
-    };
-    let cuts: Vec<(Rank, Rank)> = lost.iter().filter(cut).copied().collect();
-    if cuts.is_empty() { lost.iter().take(1).copied().collect() } else { cuts }
+/// up on the rest, who then say that they lost it. So who lost others is not to blame, unless it was tried or that is all
+/// there is.
+fn cuts(lost: &[Lost]) -> Vec<(Rank, Rank)> {
+    let speaks = |rank: Rank| lost.iter().any(|each| each.rank == rank);
+    let says = |rank, peer| lost.iter().any(|each| (each.rank, each.peer) == (rank, peer));
+    let counts = |each: &&Lost| each.tried || !speaks(each.peer) || says(each.peer, each.rank);
+    let mut cuts = Vec::new();
+    for Lost { rank, peer, .. } in lost.iter().filter(counts) {
+        if !cuts.contains(&(*peer, *rank)) && !cuts.contains(&(*rank, *peer)) {
+            cuts.push((*rank, *peer));
+        }
+    }
+    let first = || lost.iter().take(1).map(|each| (each.rank, each.peer)).collect();
+    if cuts.is_empty() { first() } else { cuts }
 }
 
 /// Whether ranks have the same bands in both plans.
@@ -352,12 +413,15 @@ mod tests {
 
     #[test]
     fn a_rank_that_lost_another_is_not_to_blame_for_hanging_up() {
-        let pairs = |lost: &[(u16, u16)]| -> Vec<(u16, u16)> {
-            let lost: Vec<_> = lost.iter().map(|(one, other)| (Rank(*one), Rank(*other))).collect();
+        let pairs = |lost: &[(u16, u16)], tried| -> Vec<(u16, u16)> {
+            let lost = lost.iter().map(|(one, other)| (Rank(*one), Rank(*other)));
+            let lost: Vec<Lost> = lost.map(|(rank, peer)| Lost { rank, peer, tried }).collect();
             cuts(&lost).iter().map(|(one, other)| (one.0, other.0)).collect()
         };
-        assert_eq!(pairs(&[(0, 2), (1, 0), (3, 2)]), [(0, 2), (3, 2)]);
-        assert_eq!(pairs(&[(1, 0), (0, 2), (2, 0)]), [(0, 2)]);
-        assert_eq!(pairs(&[(0, 1), (1, 2), (2, 0)]), [(0, 1)]);
+        assert_eq!(pairs(&[(0, 2), (1, 0), (3, 2)], false), [(0, 2), (3, 2)]);
+        assert_eq!(pairs(&[(1, 0), (0, 2), (2, 0)], false), [(0, 2)]);
+        assert_eq!(pairs(&[(0, 1), (1, 2), (2, 0)], false), [(0, 1)]);
+        // A rank that tells of its own calls has not waited for those of others.
+        assert_eq!(pairs(&[(1, 0), (2, 1), (2, 0)], true), [(1, 0), (2, 1), (2, 0)]);
     }
 }

@@ -35,8 +35,9 @@ pub(super) fn broken(
     broken.iter().filter_map(between).collect()
 }
 
-/// Those of `workers` between whom something is left that carries: for a pair that shared fabrics until they
-/// broke, the one with fewer such pairs stays, or the one that was there first.
+/// Those of `workers` between whom something is left that carries. Of those that shared fabrics until they broke the one
+/// goes that is cut off from the most that others compute, then the next, so that of two groups the faster stays; where that
+/// is alike, the one that came last goes.
 #[must_use]
 pub fn connected(
     mut workers: Vec<Candidate>,
@@ -54,7 +55,10 @@ pub fn connected(
         one.worker != other.worker && !left.is_empty() && left.iter().all(is_broken)
     };
     loop {
-        let cuts = |each: &Candidate| workers.iter().filter(|other| cut(each, other)).count();
+        let cuts = |each: &Candidate| -> u128 {
+            let others = workers.iter().filter(|other| cut(each, other));
+            others.map(|other| u128::from(other.speed.max(1))).sum()
+        };
         let worst = (0..workers.len()).max_by_key(|at| (cuts(&workers[*at]), *at));
         match worst.filter(|at| cuts(&workers[*at]) > 0) {
             Some(at) => drop(workers.remove(at)),
@@ -172,6 +176,22 @@ mod tests {
         let left: Vec<_> =
             connected(workers, &[], &broken).into_iter().map(|each| each.name).collect();
         assert_eq!(left, ["w1", "w3"]);
+    }
+
+    #[test]
+    fn of_two_groups_that_are_cut_off_from_each_other_the_faster_stays() {
+        let mut workers = candidates(5);
+        let pairs = workers[..2].iter().flat_map(|one| {
+            workers[2..].iter().map(|other| ([one.worker, other.worker], Fabric::Tcp))
+        });
+        let broken: Vec<_> = pairs.collect();
+        let stay = |workers: &[Candidate]| -> Vec<String> {
+            let stay = connected(workers.to_vec(), &[], &broken);
+            stay.into_iter().map(|each| each.name).collect()
+        };
+        assert_eq!(stay(&workers), ["w3", "w4", "w5"]);
+        workers[0].speed = 300;
+        assert_eq!(stay(&workers), ["w1", "w2"]);
     }
 
     #[test]

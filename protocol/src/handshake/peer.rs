@@ -58,10 +58,10 @@ impl PeerHandshake {
         self.missing.iter().copied().filter(|peer| *peer < self.own)
     }
 
-    /// The first rank that there is no link with yet.
+    /// The ranks that there is no link with yet.
     #[must_use]
-    pub fn missing(&self) -> Option<Rank> {
-        self.missing.first().copied()
+    pub fn missing(&self) -> &BTreeSet<Rank> {
+        &self.missing
     }
 
     /// What this rank says to the peer it calls.

@@ -179,6 +179,8 @@ pub enum ToCoordinator {
         run: RunId,
         /// Why.
         fault: Fault,
+        /// The peers with which links did not open, if that is why: all that is known of what is cut.
+        unopened: Vec<Rank>,
     },
     /// The run was aborted as asked ([`ToWorker::Abort`]) and the worker is ready for the next.
     Aborted {

@@ -107,8 +107,8 @@ impl Endpoint {
     /// at once.
     ///
     /// # Errors
-    /// If a peer cannot be reached, refuses, must be refused, or does not call within
-    /// [`OPEN_DEADLINE`]; or if the pair's fabric cannot carry the link.
+    /// If peers cannot be reached or do not call within [`OPEN_DEADLINE`], all of whom are named; if one
+    /// refuses or must be refused; or if the pair's fabric cannot carry the link.
     pub async fn open(
         &self,
         plan: &Plan,
@@ -124,16 +124,17 @@ impl Endpoint {
         };
         let opened = timeout(OPEN_DEADLINE, opening).await;
         let Ok(links) = opened else {
-            let peer = handshake.missing().unwrap_or(own);
-            let cause = format!("it did not answer within {} s", OPEN_DEADLINE.as_secs());
-            return Err(LinkError::Closed { peer, cause });
+            let peers = handshake.missing().iter().copied().collect();
+            let cause = format!("no answer within {} s", OPEN_DEADLINE.as_secs());
+            return Err(LinkError::Unopened { peers, cause });
         };
         let mut links = links?;
         links.sort_by_key(|(peer, _)| *peer);
         Ok((links, hangup))
     }
 
-    /// Calls the lower ranks and answers the higher ones until there is a connection with each.
+    /// Calls the lower ranks and answers the higher ones until there is a connection with each. Who cannot be
+    /// called is told of once that is known of all who are called: one cut may be between many.
     async fn shake_hands(
         &self,
         handshake: &mut PeerHandshake,
@@ -146,15 +147,21 @@ impl Endpoint {
             let way = self.fabrics.way(plan, (own, peer), &self.security)?;
             calls.spawn(async move { (peer, way.call(hello).await) });
         }
-        let mut all = Vec::new();
-        while handshake.missing().is_some() {
+        let (mut all, mut unreached) = (Vec::new(), Vec::new());
+        while !handshake.missing().is_empty() {
             tokio::select! {
                 Some(Ok((peer, called))) = calls.join_next() => {
-                    let (met, answer) = called.map_err(|error: Unreached| closed(peer, &error))?;
-                    recognise(plan, peer, &met.connection)
-                        .map_err(|fault| LinkError::Refused { peer, fault })?;
-                    handshake.answered(peer, answer)?;
-                    all.push((peer, met));
+                    match answered(handshake, (plan, peer), called) {
+                        Ok(met) => all.push((peer, met)),
+                        Err(error) => unreached.push((peer, lost(error)?)),
+                    }
+                    if calls.is_empty() && let Some((_, cause)) = unreached.first() {
+                        let cause = cause.clone();
+                        let mut peers: Vec<Rank> =
+                            unreached.into_iter().map(|(peer, _)| peer).collect();
+                        peers.sort_unstable();
+                        return Err(LinkError::Unopened { peers, cause });
+                    }
                 }
                 Some(mut caller) = expected.callers.recv() => {
                     let from = caller.hello.from;
@@ -207,6 +214,27 @@ impl Endpoint {
             links.push(made.map_err(gone)??);
         }
         Ok(links)
+    }
+}
+
+/// What became of a call.
+fn answered(
+    handshake: &mut PeerHandshake,
+    (plan, peer): (&Plan, Rank),
+    called: Result<(Met, PeerAnswer), Unreached>,
+) -> Result<Met, LinkError> {
+    let (met, answer) = called.map_err(|error| closed(peer, &error))?;
+    recognise(plan, peer, &met.connection).map_err(|fault| LinkError::Refused { peer, fault })?;
+    handshake.answered(peer, answer)?;
+    Ok(met)
+}
+
+/// Why a call led nowhere, if it is the way or the peer's absence; any other reason ends the run at once.
+fn lost(error: LinkError) -> Result<String, LinkError> {
+    match error {
+        LinkError::Closed { cause, .. } => Ok(cause),
+        LinkError::Refused { fault, .. } if fault.kind == FaultKind::PeerLost => Ok(fault.cause),
+        error => Err(error),
     }
 }
 

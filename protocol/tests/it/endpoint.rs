@@ -6,7 +6,7 @@ use protocol::identity::Role;
 use protocol::plan::{Fabric, Plan};
 use protocol::tls::Security;
 use protocol::transport::{Doors, Endpoint, EndpointError, LinkError, RdmaWish};
-use protocol::{Call, Rank};
+use protocol::{Call, Fault, FaultKind, Rank};
 use std::net::SocketAddr;
 
 const SIZES: [usize; 2] = [64, 1 << 20];
@@ -107,6 +107,23 @@ async fn a_plan_whose_ranks_share_nothing_opens_no_link() {
     let error = endpoints[1].open(&plan, Rank(1), &sites(&SIZES)).await.expect_err("no fabric");
     assert!(matches!(error, LinkError::Closed { peer: Rank(0), .. }), "{error:?}");
     assert!(error.to_string().contains("no fabric"), "{error}");
+}
+
+/// One cut may be between many: a rank tells of all peers that it cannot call, not of the first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_peers_that_cannot_be_called_are_named() {
+    let (_cluster, mut endpoints) = endpoints(4).await;
+    let plan = plan_of(&endpoints, &[Fabric::Tcp]);
+    let (last, first) = (endpoints.pop().expect("four"), endpoints.remove(0));
+    drop(endpoints);
+    let sites = sites(&SIZES);
+    let error = tokio::select! {
+        _ = first.open(&plan, Rank(0), &sites) => unreachable!("two never call it, for ten seconds"),
+        opened = last.open(&plan, Rank(3), &sites) => opened.expect_err("two are gone"),
+    };
+    assert_eq!(error.unopened(), [Rank(1), Rank(2)], "{error}");
+    assert_eq!(Fault::from(&error).kind, FaultKind::PeerLost);
+    assert!(error.to_string().starts_with("no link with rank 1, rank 2: "), "{error}");
 }
 
 /// Who calls at the TCP door although QUIC is the pair's fabric is sent away.

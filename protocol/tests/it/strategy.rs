@@ -340,7 +340,8 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         probed,
         profiled,
         decoded,
-        (run_id(), fault()).prop_map(|(run, fault)| ToCoordinator::Failed { run, fault }),
+        (run_id(), fault(), vec(any::<u16>().prop_map(Rank), 0..4))
+            .prop_map(|(run, fault, unopened)| ToCoordinator::Failed { run, fault, unopened }),
         run_id().prop_map(|run| ToCoordinator::Aborted { run }),
         (run_id(), vec((any::<u16>().prop_map(Rank), link_figures()), 0..4))
             .prop_map(|(run, links)| ToCoordinator::Measured { run, links }),

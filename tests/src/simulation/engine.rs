@@ -373,6 +373,6 @@ impl Run {
         let cause = format!("{peer} closed its link");
         let fault = Fault::new(FaultKind::PeerLost, cause).with(peer).on(self.rank);
         let fault = fault.during(Call(self.call));
-        self.end(ToCoordinator::Failed { run: self.id(), fault });
+        self.end(ToCoordinator::Failed { run: self.id(), fault, unopened: Vec::new() });
     }
 }

@@ -66,6 +66,15 @@ pub enum Kind {
         /// For so long.
         time: Option<Duration>,
     },
+    /// Nothing goes between some workers and the others; the coordinator reaches all.
+    Partition {
+        /// Those on one side.
+        side: Vec<HostId>,
+        /// For which connections.
+        lanes: &'static [Lane],
+        /// For so long.
+        time: Option<Duration>,
+    },
     /// All connections between two hosts break.
     Reset {
         /// The hosts.
@@ -134,7 +143,9 @@ impl Kind {
     pub fn lasts(&self) -> bool {
         match self {
             Self::Kill { back, .. } | Self::PowerOff { back, .. } => back.is_none(),
-            Self::Hang { time, .. } | Self::Cut { time, .. } => time.is_none(),
+            Self::Hang { time, .. } | Self::Cut { time, .. } | Self::Partition { time, .. } => {
+                time.is_none()
+            }
             _ => false,
         }
     }
@@ -190,8 +201,15 @@ impl Simulation {
             Kind::Cut { route, both, lanes, time } => {
                 let back = (route.1, route.0);
                 for route in [route, back].into_iter().take(if both { 2 } else { 1 }) {
-                    self.world.network.cut(route, lanes, true, now);
-                    self.later(time, Remedy::Mend(route, lanes));
+                    self.cut(route, lanes, time);
+                }
+            }
+            Kind::Partition { side, lanes, time } => {
+                let others = (1..=self.workers.len()).filter(|host| !side.contains(host));
+                let routes = others.flat_map(|other| side.iter().map(move |one| (*one, other)));
+                for (one, other) in routes.collect::<Vec<_>>() {
+                    self.cut((one, other), lanes, time);
+                    self.cut((other, one), lanes, time);
                 }
             }
             Kind::Reset { hosts } => world.network.reset(hosts.0, hosts.1, now),
@@ -213,6 +231,11 @@ impl Simulation {
             }
             Kind::Leave { host, asked } => self.let_leave(host, asked),
         }
+    }
+
+    fn cut(&mut self, route: (HostId, HostId), lanes: &'static [Lane], time: Option<Duration>) {
+        self.world.network.cut(route, lanes, true, self.world.now);
+        self.later(time, Remedy::Mend(route, lanes));
     }
 
     fn crash(&mut self, end: End, back: Duration) {

@@ -4,7 +4,7 @@ use super::client::Order;
 use super::fault::{End, Fault, Kind};
 use super::worker::Machine;
 use crate::network::{HostId, Lane, Latency};
-use crate::random::Random;
+use crate::random::{Random, mix};
 use protocol::job::{Bands, CfgSplit, Decode, JobRequest, Mode, Warmup, Wire};
 use protocol::plan::Offer;
 use std::time::Duration;
@@ -15,6 +15,12 @@ const WORKERS_MAX: u64 = 5;
 const FAULTS_MAX: u64 = 7;
 /// So many messages come in a scenario of common length; a fault may strike before any of them.
 const MESSAGES: u64 = 900;
+/// In so many of a hundred scenarios workers are parted into two groups.
+const PARTITIONS: u64 = 12;
+/// The most workers that are parted where nothing else goes wrong: as many as the image has bands.
+const PARTED_MAX: usize = 8;
+/// Links over both fabrics.
+const BOTH: &[Lane] = &[Lane::Tcp, Lane::Quic];
 
 /// What happens in one simulation.
 #[derive(Clone, Debug)]
@@ -47,6 +53,41 @@ pub enum Trigger {
 impl Scenario {
     /// What `random` has.
     pub fn draw(random: &mut Random) -> Self {
+        // Drawn aside, so that seeds without one keep their story.
+        let mut aside = Random::new(mix(random.clone().any()));
+        let mut scenario = Self::draw_usual(random);
+        let workers = scenario.machines.len();
+        if workers > 1 && aside.chance(PARTITIONS) {
+            let lanes = aside.pick(&[BOTH, BOTH, &[Lane::Quic]]);
+            let time = if aside.chance(50) { None } else { Some(span(&mut aside)) };
+            let kind = Kind::Partition { side: side(workers, &mut aside), lanes, time };
+            scenario.faults.push(Fault { trigger: trigger(&mut aside), kind });
+        }
+        scenario
+    }
+
+    /// One job that all workers have a part in, and nothing goes wrong but that they are parted into two groups for good
+    /// before it begins, or while it is rendered; and who is on one side.
+    pub fn parted(random: &mut Random) -> (Self, Vec<HostId>) {
+        let mut scenario = Self::draw_usual(random);
+        let workers = 2 + random.index(PARTED_MAX - 1);
+        let row = ms(random.pick(&[1, 4, 10]));
+        scenario.machines = (0..workers).map(|_| machine(row, random)).collect();
+        scenario.starts = (0..workers).map(|_| random.between(Duration::ZERO, ms(50))).collect();
+        let request = JobRequest { height: None, rebalance: false, ..request(None, random) };
+        scenario.jobs = vec![Order { at: ms(200), request, leaves_after: None }];
+        let trigger = if random.chance(25) {
+            Trigger::At(random.between(ms(100), ms(300)))
+        } else {
+            Trigger::Message(1 + random.below(MESSAGES))
+        };
+        let side = side(workers, random);
+        let kind = Kind::Partition { side: side.clone(), lanes: BOTH, time: None };
+        scenario.faults = vec![Fault { trigger, kind }];
+        (scenario, side)
+    }
+
+    fn draw_usual(random: &mut Random) -> Self {
         let workers = usize::try_from(1 + random.below(WORKERS_MAX)).unwrap_or(1);
         let row = ms(random.pick(&[1, 4, 10, 30, 120]));
         let machines = (0..workers).map(|_| machine(row, random)).collect();
@@ -133,12 +174,23 @@ fn request(workers: Option<u16>, random: &mut Random) -> JobRequest {
     }
 }
 
-fn fault((workers, kept): (usize, bool), random: &mut Random) -> Fault {
-    let trigger = if random.chance(60) {
+fn trigger(random: &mut Random) -> Trigger {
+    if random.chance(60) {
         Trigger::Message(1 + random.below(MESSAGES))
     } else {
         Trigger::At(random.between(Duration::ZERO, ms(8000)))
-    };
+    }
+}
+
+/// Some of so many workers, not all.
+fn side(workers: usize, random: &mut Random) -> Vec<HostId> {
+    let first = 1 + random.index(workers);
+    let count = 1 + random.index(workers - 1);
+    (0..count).map(|each| 1 + (first + each) % workers).collect()
+}
+
+fn fault((workers, kept): (usize, bool), random: &mut Random) -> Fault {
+    let trigger = trigger(random);
     let kind = if kept && random.chance(20) { of_keeper(random) } else { kind(workers, random) };
     Fault { trigger, kind }
 }
@@ -169,8 +221,7 @@ fn kind(workers: usize, random: &mut Random) -> Kind {
         7 => cut((host, 0), &[Lane::Control], time, random),
         8 | 9 => {
             let other = 1 + random.index(workers);
-            let lanes: &'static [Lane] =
-                random.pick(&[&[Lane::Tcp, Lane::Quic] as &[Lane], &[Lane::Quic]]);
+            let lanes: &'static [Lane] = random.pick(&[BOTH, &[Lane::Quic]]);
             let time = if random.chance(20) { None } else { Some(time) };
             Kind::Cut { route: (host, other), both: random.chance(70), lanes, time }
         }

@@ -27,6 +27,14 @@ pub struct Machine {
     pub row: Duration,
 }
 
+impl Machine {
+    /// How fast it is, as it says when it joins.
+    #[must_use]
+    pub fn speed(&self) -> u64 {
+        u64::try_from(1_000_000_000 / self.row.as_micros().max(1)).unwrap_or(1)
+    }
+}
+
 /// What a worker has asked to be woken for.
 #[derive(Clone, Copy, Debug)]
 pub enum Timer {
@@ -40,6 +48,8 @@ pub enum Timer {
     Lease(ConnectionId),
     /// Links are not open yet.
     Unopened(Turn),
+    /// A peer that was called over QUIC has not answered.
+    Unmet(ConnectionId),
     /// A caller's run has not been started.
     Parked(ConnectionId),
     /// An operation is done.
@@ -128,6 +138,7 @@ impl Worker {
             Timer::Renew(session) => self.renew(session, world),
             Timer::Lease(session) => self.check_lease(session, world),
             Timer::Unopened(turn) => self.give_opening_up(turn, world),
+            Timer::Unmet(link) => self.give_call_up(link, world),
             Timer::Parked(caller) => self.refuse_parked(caller, world),
             Timer::Computed(operation) => self.computed(operation, world),
             Timer::Unhung => self.go_on(world),
@@ -323,7 +334,7 @@ impl Worker {
             threads: 1,
             kernels: "simulated".to_owned(),
             resident_bytes: 1,
-            speed: u64::try_from(1_000_000_000 / self.machine.row.as_micros().max(1)).unwrap_or(1),
+            speed: self.machine.speed(),
             free_bytes: 1 << 40,
         }
     }

@@ -1,13 +1,14 @@
 //! Clusters that live through what a seed has for them, by the thousand.
 //!
-//! `TESSERA_SIMULATION_SEEDS=10000` runs so many; `TESSERA_SIMULATION_SEED=7` runs that one and prints its story.
+//! `TESSERA_SIMULATION_SEEDS=10000` runs so many; `TESSERA_SIMULATION_SEED=7` runs that one and prints its story;
+//! `TESSERA_SIMULATION_PARTED=7` does that with one in which workers are parted.
 
 use std::env;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
-use tests::simulation::{Mutation, Report, replay, run};
+use tests::simulation::{Mutation, Report, replay, run, run_parted};
 
 /// How many seeds are run if nobody says: seconds' worth.
 const SEEDS: u64 = 300;
@@ -56,6 +57,36 @@ fn whatever_happens_every_job_ends_once_with_its_image() {
     );
 }
 
+/// One break-off that finds the first link to be cut, one for each of the two fabrics that finds all the others, and one
+/// more where whoever was left out at first is taken in for those who reach it.
+const PARTED_BREAKS: u64 = 4;
+
+#[test]
+fn workers_that_are_parted_for_good_end_their_job_on_the_faster_side_after_few_tries() {
+    let parted = number("TESSERA_SIMULATION_PARTED");
+    let seeds = parted.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let (mut breaks, mut slower) = ([0; 1 + PARTED_BREAKS as usize], 0);
+    for seed in seeds {
+        let seen = run_parted(seed).unwrap_or_else(|failure| panic!("{failure}"));
+        let story = || {
+            seen.events.iter().for_each(|event| println!("{event}"));
+            format!("seed {seed}: {:?} on {:?} of {:?}", seen.report, seen.ranks, seen.speeds)
+        };
+        assert_eq!(seen.report.jobs, 1, "{}", story());
+        assert!(seen.report.recoveries <= PARTED_BREAKS, "{}", story());
+        breaks[usize::try_from(seen.report.recoveries).expect("few")] += 1;
+        // Unless the job had ended before, which takes both.
+        if let Some(gone) = seen.ranks.iter().position(|ranks| *ranks == 0) {
+            slower += u64::from(seen.speeds[1 - gone] < seen.speeds[gone]);
+        }
+        if parted.is_some() {
+            println!("{}", story());
+        }
+    }
+    println!("so many broke off 0, 1, ... times: {breaks:?}; {slower} ended on the slower side");
+    assert!(slower * 20 <= SEEDS, "{slower} of {SEEDS} ended on the slower side");
+}
+
 #[test]
 fn a_seed_always_has_the_same_story() {
     for seed in [3, 91, 239] {
@@ -81,6 +112,9 @@ fn what_was_found_once_stays_mended() {
             879,
             "an end was told before the full disk took it, and the next coordinator rendered again",
         ),
+        (169, "links known to be cut were tried again in the middle of a streak, for ever"),
+        (2348, "the same of workers that are parted for good"),
+        (3850, "a job failed after six break-offs, each of which found another link to be cut"),
     ];
     for (seed, what) in found {
         run(seed, Mutation::None).unwrap_or_else(|failure| panic!("{what}, again: {failure}"));

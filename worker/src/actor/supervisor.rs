@@ -65,7 +65,7 @@ impl Supervisor {
         let started = check(&plan, rank).and_then(|()| self.duty.start(run));
         let turn = match started {
             Ok(turn) => turn,
-            Err(fault) => return self.say(ToCoordinator::Failed { run, fault: fault.on(rank) }),
+            Err(fault) => return self.say(failed(run, fault.on(rank))),
         };
         tracing::info!("{run}: {rank} of {}", plan.world_size());
         let (cancel, cancelled) = oneshot::channel();
@@ -90,7 +90,9 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let fault = Fault::from(&error).on(rank);
-                    supervisor.finish(turn, Some(ToCoordinator::Failed { run, fault }));
+                    let unopened = error.unopened().to_vec();
+                    let failed = ToCoordinator::Failed { run, fault, unopened };
+                    supervisor.finish(turn, Some(failed));
                 }
             }
         });
@@ -114,7 +116,7 @@ impl Supervisor {
         ctx.spawn(ended.map(move |end, supervisor, _| {
             let end = end.unwrap_or_else(|| {
                 let fault = Fault::new(FaultKind::Compute, "the compute thread is gone");
-                (ToCoordinator::Failed { run, fault: fault.on(rank) }, Bytes::new())
+                (failed(run, fault.on(rank)), Bytes::new())
             });
             supervisor.finish_with(turn, end);
         }));
@@ -195,10 +197,15 @@ fn measure(
         let end = match parallel::netcheck::measure(rank, links, cancel) {
             Ok(links) => ToCoordinator::Measured { run, links },
             Err(fault) if fault.kind == FaultKind::Cancelled => ToCoordinator::Aborted { run },
-            Err(fault) => ToCoordinator::Failed { run, fault: fault.on(rank) },
+            Err(fault) => failed(run, fault.on(rank)),
         };
         out.send((end, Bytes::new())).ok(); // or the supervisor is gone, and with it the worker
     });
+}
+
+/// A run failed here, and not for want of links.
+fn failed(run: RunId, fault: Fault) -> ToCoordinator {
+    ToCoordinator::Failed { run, fault, unopened: Vec::new() }
 }
 
 fn check(plan: &Plan, rank: Rank) -> Result<(), Fault> {

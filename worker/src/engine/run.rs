@@ -51,7 +51,8 @@ pub fn render(checkpoint: &Checkpoint, run: Run) {
         }
         Err(error) => {
             let fault = fault(error, rank);
-            said.say(ToCoordinator::Failed { run: plan.run, fault }, Bytes::new());
+            let failed = ToCoordinator::Failed { run: plan.run, fault, unopened: Vec::new() };
+            said.say(failed, Bytes::new());
         }
     }
 }

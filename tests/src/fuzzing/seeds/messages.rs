@@ -199,7 +199,7 @@ fn to_coordinator() -> Vec<Vec<u8>> {
         ToCoordinator::Profiled { run: RUN, profile: profile() },
         ToCoordinator::Decoded { run: RUN, took_us: 9, waited_us: 1, peak_bytes: 1 << 30 },
         ToCoordinator::Measured { run: RUN, links: vec![(Rank(1), FIGURES)] },
-        ToCoordinator::Failed { run: RUN, fault: fault() },
+        ToCoordinator::Failed { run: RUN, fault: fault(), unopened: vec![Rank(1), Rank(2)] },
         ToCoordinator::Aborted { run: RUN },
     ])
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use protocol::handshake::PeerHandshake;
 use protocol::message::{PeerAnswer, PeerHello, Resume, ToCoordinator};
 use protocol::plan::{Fabric, Plan};
+use protocol::transport::quic::IDLE_TIMEOUT;
 use protocol::transport::{LinkError, OPEN_DEADLINE, PARKED_FOR};
 use protocol::{Fault, FaultKind, Rank};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub(super) struct Opening {
     /// What came before all links were there.
     early: Vec<Value>,
     ended: Vec<ConnectionId>,
+    /// Peers whose calls led nowhere, and why.
+    unreached: Vec<(Rank, String)>,
 }
 
 impl Opening {
@@ -52,7 +55,8 @@ impl Worker {
             Ok(turn) => turn,
             Err(fault) => {
                 world.oracle.violated("O-5 idle", format!("a worker had to refuse: {fault}"));
-                return self.say(ToCoordinator::Failed { run, fault: fault.on(rank) }, world);
+                let (fault, unopened) = (fault.on(rank), Vec::new());
+                return self.say(ToCoordinator::Failed { run, fault, unopened }, world);
             }
         };
         let mut opening = Opening {
@@ -63,6 +67,7 @@ impl Worker {
             calls: BTreeMap::new(),
             early: Vec::new(),
             ended: Vec::new(),
+            unreached: Vec::new(),
         };
         self.call_peers(&plan, &mut opening, world);
         self.openings.push(opening);
@@ -87,6 +92,9 @@ impl Worker {
             let hello = Packet::PeerHello(opening.handshake.hello(peer));
             world.network.send(link, self.host, (0, hello), world.now);
             opening.calls.insert(link, peer);
+            if lane == Lane::Quic {
+                world.wake(self.host, IDLE_TIMEOUT, Timer::Unmet(link));
+            }
         }
     }
 
@@ -129,10 +137,45 @@ impl Worker {
         match opening.handshake.answered(peer, answer) {
             Ok(()) => {
                 opening.links.insert(peer, link);
+                self.settle_calls(turn, world);
                 self.complete(turn, world);
+            }
+            Err(LinkError::Refused { fault, .. }) if fault.kind == FaultKind::PeerLost => {
+                self.unreached(turn, (peer, fault.cause), world);
             }
             Err(error) => self.fail_opening(turn, &error, world),
         }
+    }
+
+    /// A call over QUIC ends sooner than one over TCP if nothing comes back, not even from the peer's system.
+    pub(super) fn give_call_up(&mut self, link: ConnectionId, world: &mut World) {
+        let called = |opening: &&Opening| opening.calls.contains_key(&link);
+        let Some(opening) = self.openings.iter().find(called) else { return };
+        let Some(member) = opening.beginning.plan.member(opening.calls[&link]) else { return };
+        let (own, peer) = (self.host, HostId::from(member.address.port()));
+        if [(own, peer), (peer, own)]
+            .iter()
+            .any(|way| world.network.is_cut(way.0, way.1, Lane::Quic))
+        {
+            world.network.close(link, own, world.now);
+            self.link_ended(link, world);
+        }
+    }
+
+    /// A call led nowhere: it is told of once that is known of all that are called.
+    fn unreached(&mut self, turn: Turn, peer: (Rank, String), world: &mut World) {
+        let found = self.openings.iter_mut().find(|opening| opening.turn() == turn);
+        let Some(opening) = found else { return };
+        opening.unreached.push(peer);
+        self.settle_calls(turn, world);
+    }
+
+    fn settle_calls(&mut self, turn: Turn, world: &mut World) {
+        let settled = |opening: &&Opening| opening.turn() == turn && opening.calls.is_empty();
+        let Some(opening) = self.openings.iter().find(settled) else { return };
+        let Some((_, cause)) = opening.unreached.first().cloned() else { return };
+        let peers = opening.unreached.iter().map(|(peer, _)| *peer).collect();
+        self.fail_opening(turn, &LinkError::Unopened { peers, cause }, world);
     }
 
     /// A value came over a link.
@@ -151,10 +194,11 @@ impl Worker {
     /// A link, or what was to become one, ended.
     pub(super) fn link_ended(&mut self, link: ConnectionId, world: &mut World) {
         let called = |opening: &&mut Opening| opening.calls.contains_key(&link);
-        if let Some(opening) = self.openings.iter_mut().find(called) {
-            let (turn, peer) = (opening.turn(), opening.calls[&link]);
-            let error = LinkError::Closed { peer, cause: "it hung up".to_owned() };
-            return self.fail_opening(turn, &error, world);
+        if let Some(opening) = self.openings.iter_mut().find(called)
+            && let Some(peer) = opening.calls.remove(&link)
+        {
+            let turn = opening.turn();
+            return self.unreached(turn, (peer, "it hung up".to_owned()), world);
         }
         self.openings.iter_mut().for_each(|opening| opening.ended.push(link));
         self.current.iter_mut().chain(&mut self.waiting).for_each(|run| run.lose(link));
@@ -171,8 +215,8 @@ impl Worker {
     pub(super) fn give_opening_up(&mut self, turn: Turn, world: &mut World) {
         let found = self.openings.iter().find(|opening| opening.turn() == turn);
         let Some(opening) = found else { return };
-        let peer = opening.handshake.missing().unwrap_or(opening.beginning.rank);
-        let error = LinkError::Closed { peer, cause: "it did not answer".to_owned() };
+        let peers = opening.handshake.missing().iter().copied().collect();
+        let error = LinkError::Unopened { peers, cause: "no answer".to_owned() };
         self.fail_opening(turn, &error, world);
     }
 
@@ -184,15 +228,15 @@ impl Worker {
         if self.duty.is_current(turn) {
             let (run, rank) = (opening.beginning.plan.run, opening.beginning.rank);
             self.duty.end(turn);
-            let fault = Fault::from(error).on(rank);
-            self.say(ToCoordinator::Failed { run, fault }, world);
+            let (fault, unopened) = (Fault::from(error).on(rank), error.unopened().to_vec());
+            self.say(ToCoordinator::Failed { run, fault, unopened }, world);
         }
     }
 
     /// Gives a run to the engine once all its links are there.
     fn complete(&mut self, turn: Turn, world: &mut World) {
         let whole =
-            |opening: &Opening| opening.turn() == turn && opening.handshake.missing().is_none();
+            |opening: &Opening| opening.turn() == turn && opening.handshake.missing().is_empty();
         if !self.openings.iter().any(whole) {
             return;
         }
