@@ -2,10 +2,13 @@
 
 mod bench;
 mod cluster;
+mod completions;
 mod drain;
 mod http;
 mod identity;
+mod jobs;
 mod key;
+mod logging;
 mod netcheck;
 mod predict;
 mod probe;
@@ -17,6 +20,7 @@ mod status;
 mod submit;
 
 use crate::actor;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
@@ -65,6 +69,19 @@ enum Command {
     Key(key::KeyArgs),
     /// Show a cluster's workers, model and jobs.
     Status(status::StatusArgs),
+    /// Show what became of jobs, those submitted last first.
+    Jobs(jobs::JobsArgs),
+    /// Show what became of a job.
+    Show(jobs::ShowArgs),
+    /// End jobs at their next call.
+    Cancel(jobs::CancelArgs),
+    /// Write a finished job's image.
+    Fetch(jobs::FetchArgs),
+    /// Show what happened to a job, or happens.
+    Logs(jobs::LogsArgs),
+    Trace(jobs::TraceArgs),
+    /// Print what makes a shell complete this command's arguments.
+    Completions(completions::CompletionsArgs),
 }
 
 /// Runs the command line of this process.
@@ -82,6 +99,13 @@ pub fn run() -> ExitCode {
             Command::Drain(arguments) => drain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Key(arguments) => key::run(&arguments),
+            Command::Jobs(arguments) => jobs::run(arguments).await,
+            Command::Show(arguments) => jobs::show(arguments).await,
+            Command::Cancel(arguments) => jobs::cancel(arguments).await,
+            Command::Fetch(arguments) => jobs::fetch(arguments).await,
+            Command::Logs(arguments) => jobs::logs(arguments).await,
+            Command::Trace(arguments) => jobs::trace(arguments).await,
+            Command::Completions(arguments) => completions::run(&arguments),
             Command::Init(arguments) => identity::init(&arguments),
             Command::Token(arguments) => identity::token(&arguments),
             Command::Revoke(arguments) => identity::revoke(&arguments),
@@ -93,6 +117,16 @@ pub fn run() -> ExitCode {
         writeln!(std::io::stderr(), "error: {error:#}").ok();
         ExitCode::FAILURE
     })
+}
+
+/// Reads one of these by its name.
+fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let names = PossibleValuesParser::new(all.iter().map(|each| name(*each)));
+    let find = move |given: String| all.iter().copied().find(|each| name(*each) == given);
+    names.try_map(move |given| find(given).ok_or("there is none of that name"))
 }
 
 /// Bytes in the unit that people read them in.

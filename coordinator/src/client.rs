@@ -175,6 +175,14 @@ impl Client {
         }
     }
 
+    /// Says something; what answers it comes from [`Self::next`].
+    ///
+    /// # Errors
+    /// If the coordinator is lost.
+    pub async fn say(&mut self, message: &FromClient) -> Result<(), ClientError> {
+        self.writer.send(message, &[]).await.map_err(|error| self.lost(&error))
+    }
+
     async fn ask_of(&mut self, job: &FromClient) -> Result<(JobRecord, Bytes), ClientError> {
         self.writer.send(job, &[]).await.map_err(|error| self.lost(&error))?;
         match self.next().await? {

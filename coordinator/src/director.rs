@@ -32,6 +32,7 @@ use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::{Queue, Waiting};
 use crate::job::state::RunState;
 use crate::job::store::{Keep, Store};
+use crate::job::trace::Recorder;
 use bytes::Bytes;
 use keeping::Unstored;
 use measuring::Checking;
@@ -138,6 +139,8 @@ struct Active {
     started: u64,
     /// The last step that was told of.
     step: Option<Event>,
+    /// When its ranks did what.
+    recorder: Recorder,
     /// How many ranks it had at first.
     first_ranks: usize,
     /// When its present run began.

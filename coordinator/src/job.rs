@@ -5,3 +5,4 @@ pub mod checkpoint;
 pub mod queue;
 pub mod state;
 pub mod store;
+pub mod trace;

@@ -1,7 +1,10 @@
 //! Where the time of a job's ranks went: as a table, and as a trace that Perfetto and Chrome show.
 
+mod trace;
+
+pub use trace::chrome;
+
 use protocol::message::{Phase, Profile, Span, Work};
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -74,38 +77,6 @@ impl Profiles {
         table
     }
 
-    /// The trace as Chrome's JSON: a track for each rank, times by the ranks' own clocks.
-    #[must_use]
-    pub fn trace(&self) -> Value {
-        let mut events = Vec::new();
-        for (rank, profiles) in &self.0 {
-            events.push(json!({
-                "ph": "M", "name": "thread_name", "pid": 0, "tid": rank,
-                "args": { "name": format!("rank {rank}") },
-            }));
-            for profile in profiles {
-                let name = match profile.phase {
-                    Phase::TextEncoding => "prompt".to_owned(),
-                    Phase::Denoising => format!("call {}", profile.call),
-                    Phase::Decoding => "decode".to_owned(),
-                };
-                let displaced = json!({ "displaced": profile.displaced });
-                events.push(event(*rank, &name, profile.start_us, profile.took_us, &displaced));
-                for Span { work, start_us, took_us } in &profile.spans {
-                    let start = profile.start_us.saturating_add(u64::from(*start_us));
-                    events.push(event(
-                        *rank,
-                        &name_of(*work),
-                        start,
-                        (*took_us).into(),
-                        &json!({}),
-                    ));
-                }
-            }
-        }
-        json!({ "displayTimeUnit": "ms", "traceEvents": events })
-    }
-
     fn calls(&self) -> Calls {
         let mut all = self.0.values().flatten().filter(|profile| profile.phase == Phase::Denoising);
         if all.clone().any(|profile| profile.displaced) {
@@ -163,13 +134,6 @@ fn name_of(work: Work) -> String {
     }
 }
 
-fn event(rank: u16, name: &str, start_us: u64, took_us: u64, about: &Value) -> Value {
-    json!({
-        "ph": "X", "name": name, "pid": 0, "tid": rank, "ts": start_us, "dur": took_us,
-        "args": about,
-    })
-}
-
 #[expect(clippy::cast_precision_loss, reason = "times of a job in microseconds")]
 fn as_f64(us: u64) -> f64 {
     us as f64
@@ -184,7 +148,15 @@ mod tests {
         let span =
             |(work, took_us): &(Work, u32)| Span { work: *work, start_us: 5, took_us: *took_us };
         let spans = works.iter().map(span).collect();
-        Profile { phase: Phase::Denoising, call, displaced, start_us: 1000, took_us, spans }
+        Profile {
+            phase: Phase::Denoising,
+            call,
+            displaced,
+            start_us: 1000,
+            took_us,
+            spans,
+            posted: Vec::new(),
+        }
     }
 
     fn told() -> Profiles {
@@ -216,18 +188,5 @@ mod tests {
         assert_eq!(line("rest"), pair("0.50", "1.00"));
         assert_eq!(line("all"), pair("4.00", "2.00"));
         assert_eq!(line("decode, s"), pair("0.000", "1.500"));
-    }
-
-    #[test]
-    fn a_trace_has_a_track_for_each_rank() {
-        let trace = told().trace();
-        let events = trace["traceEvents"].as_array().unwrap();
-        let of = |tid: u64| events.iter().filter(move |event| event["tid"] == tid);
-        assert_eq!((of(0).count(), of(1).count()), (1 + 3 + 6, 1 + 2 + 1));
-        let linear = of(0).find(|event| event["name"] == "linear").unwrap();
-        assert_eq!(
-            (&linear["ts"], &linear["dur"], &linear["ph"]),
-            (&json!(1005), &json!(1000), &json!("X"))
-        );
     }
 }

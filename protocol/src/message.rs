@@ -6,15 +6,17 @@
 mod control;
 mod peer;
 mod profile;
+mod trace;
 mod view;
 
 pub use control::{
-    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Part, Phase, Pulse, Resume,
-    Role, SiteReport, ToClient, ToCoordinator, ToWorker,
+    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Phase, Pulse, Resume, Role,
+    SiteReport, ToClient, ToCoordinator, ToWorker,
 };
 pub use peer::{DataHead, PeerAnswer, PeerHello};
 pub use profile::{Profile, Span, Work};
+pub use trace::{JobTrace, PartTrace, RunTrace};
 pub use view::{
-    BandView, ClusterView, JobRecord, JobResult, JobStage, JobView, LinkView, PairView,
+    BandView, ClusterView, JobRecord, JobResult, JobStage, JobView, LinkView, PairView, Part,
     RecoveryView, WaitView, WorkerView,
 };

@@ -1,8 +1,10 @@
 //! The `worker` command.
 
+mod completions;
 mod identity;
 mod info;
 mod join;
+mod logging;
 
 use clap::{Parser, Subcommand};
 use protocol::job::Dtype;
@@ -29,6 +31,8 @@ enum Command {
     Join(Box<join::JoinArgs>),
     /// Load a model and tell what it is.
     Info(info::InfoArgs),
+    /// Print what makes a shell complete this command's arguments.
+    Completions(completions::CompletionsArgs),
 }
 
 /// What to load, and on what.
@@ -69,6 +73,7 @@ pub fn run() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Join(arguments) => actor::block_on(join::run(*arguments)),
         Command::Info(arguments) => info::run(arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         // A closed standard error leaves nobody to tell.

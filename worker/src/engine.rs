@@ -25,7 +25,7 @@ use protocol::job::{Dtype, ModelCard};
 use protocol::message::{Pulse, Resume, ToCoordinator};
 use protocol::plan::{NcclDevice, Plan, SiteSpec};
 use protocol::transport::Links;
-use protocol::{Fault, Rank};
+use protocol::{Fault, Rank, RunId};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -149,6 +149,10 @@ impl Engine {
                 while let Ok(run) = queue.recv() {
                     pool.install(|| {
                         let _counted = counting.count(run.plan.run);
+                        let RunId { job, epoch } = run.plan.run;
+                        // What is logged on this thread, by a fabric say, is of this rank.
+                        let (job, epoch, rank) = (job.0, epoch.0, run.rank.0);
+                        let _place = tracing::info_span!("run", job, epoch, rank).entered();
                         run::render(&model, run);
                     });
                 }

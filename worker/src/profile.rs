@@ -4,8 +4,10 @@
 pub use protocol::message::Work;
 
 use crate::pulse;
+use protocol::Rank;
 use protocol::message::{Phase, Profile, Span};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 thread_local! {
@@ -17,6 +19,7 @@ struct Recording {
     since: Instant,
     clock: SystemTime,
     spans: Vec<Span>,
+    posted: BTreeMap<Rank, u64>,
 }
 
 /// Takes down what this thread does from now on, until [`end`], if that is `wanted`. What a run that
@@ -26,16 +29,27 @@ pub fn begin(wanted: bool) {
         since: Instant::now(),
         clock: SystemTime::now(),
         spans: Vec::new(),
+        posted: BTreeMap::new(),
     }));
 }
 
 /// What this thread did since [`begin`], if that was wanted.
 #[must_use]
 pub fn end(phase: Phase, call: u32, displaced: bool) -> Option<Profile> {
-    let Recording { since, clock, spans } = RECORDING.take()?;
+    let Recording { since, clock, spans, posted } = RECORDING.take()?;
     let start = clock.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (start_us, took_us) = (micros(start), micros(since.elapsed()));
-    Some(Profile { phase, call, displaced, start_us, took_us, spans })
+    let posted = posted.into_iter().collect();
+    Some(Profile { phase, call, displaced, start_us, took_us, spans, posted })
+}
+
+/// This thread posts so many bytes to `peer`.
+pub fn post(peer: Rank, bytes: u64) {
+    RECORDING.with_borrow_mut(|recording| {
+        if let Some(recording) = recording {
+            *recording.posted.entry(peer).or_default() += bytes;
+        }
+    });
 }
 
 /// Whether what this thread does is taken down.
@@ -95,7 +109,9 @@ mod tests {
         begin(true);
         drop(span(Work::Linear));
         drop(span(Work::Norm));
+        [(Rank(2), 5), (Rank(1), 7), (Rank(2), 6)].map(|(peer, bytes)| post(peer, bytes));
         let profile = end(Phase::Denoising, 3, true).unwrap();
+        assert_eq!(profile.posted, [(Rank(1), 7), (Rank(2), 11)]);
         let works: Vec<Work> = profile.spans.iter().map(|span| span.work).collect();
         assert_eq!(works, [Work::Linear, Work::Norm]);
         assert_eq!(end(Phase::Denoising, 4, true), None);

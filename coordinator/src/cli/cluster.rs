@@ -40,6 +40,11 @@ impl ClusterArgs {
         self.local.map(NonZeroU16::get)
     }
 
+    /// The options that make another command call the same coordinator.
+    pub(super) fn options(&self) -> String {
+        self.identity.options(&self.coordinator)
+    }
+
     /// Does `work` with the coordinator, until it is done or a signal or a local worker's
     /// death ends it; then stops what was started for it.
     pub(super) async fn run(

@@ -2,8 +2,9 @@
 
 use super::ADDRESS_DEFAULT;
 use super::identity::IdentityArgs;
+use super::progress::say;
 use crate::client::Client;
-use std::io::{self, Write};
+use serde_json::json;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -15,13 +16,18 @@ pub(super) struct DrainArgs {
     coordinator: String,
     #[command(flatten)]
     identity: IdentityArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(arguments: DrainArgs) -> anyhow::Result<ExitCode> {
     let to = arguments.identity.destination(&arguments.coordinator).await?;
     let worker = Client::connect(&to).await?.drain(arguments.worker).await?;
-    match writeln!(io::stdout(), "{worker} has left") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(ExitCode::SUCCESS),
+    if arguments.json {
+        say(&json!({ "event": "drained", "worker": worker }))?;
+    } else {
+        say(&format!("{worker} has left"))?;
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,16 +3,19 @@
 mod members;
 mod token;
 
-pub(super) use members::say;
 pub(super) use members::{EnrollArgs, InitArgs, RevokeArgs, enroll, init, revoke};
 pub(super) use token::{TokenArgs, token};
 
+use super::ADDRESS_DEFAULT;
 use crate::client::Destination;
 use crate::identity::{Folder, FolderError};
 use anyhow::{Context, bail};
 use protocol::identity::Role;
 use protocol::tls::Security;
+use serde_json::Value;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 use tokio::net::lookup_host;
 
@@ -24,12 +27,27 @@ const FOLDER_HELP: &str = "The folder of the identity [default: $TESSERA_IDENTIT
 struct FolderArgs {
     #[arg(long, value_name = "DIR", global = true, help = FOLDER_HELP)]
     identity: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 impl FolderArgs {
     fn find(&self) -> Result<Folder, FolderError> {
         Folder::find(self.identity.as_deref())
     }
+
+    /// Prints what was done, for people or for programs.
+    fn say(&self, text: &str, json: &Value) -> anyhow::Result<ExitCode> {
+        let text = if self.json { format!("{json}\n") } else { text.to_owned() };
+        say(&text)
+    }
+}
+
+/// Prints what was done.
+pub(super) fn say(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -45,6 +63,21 @@ impl IdentityArgs {
     /// Whether one of them was given.
     pub(super) fn given(&self) -> bool {
         self.insecure || self.identity.is_some()
+    }
+
+    /// The options that make another command call the coordinator at `address` as the same client.
+    pub(super) fn options(&self, address: &str) -> String {
+        let mut options = String::new();
+        if address != ADDRESS_DEFAULT {
+            options += &format!(" --coordinator {address}");
+        }
+        if let Some(folder) = &self.identity {
+            options += &format!(" --identity {}", folder.display());
+        }
+        if self.insecure {
+            options += " --insecure";
+        }
+        options
     }
 
     /// The coordinator at `address`, and how to call it.

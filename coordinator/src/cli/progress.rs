@@ -155,7 +155,7 @@ fn waits(finished: &Finished) -> String {
 }
 
 /// Prints a line; a reader that went away is no reason to stop rendering.
-fn say(line: &impl std::fmt::Display) -> io::Result<()> {
+pub(super) fn say(line: &impl std::fmt::Display) -> io::Result<()> {
     match writeln!(io::stdout().lock(), "{line}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             let cause = format!("cannot write to standard output: {error}");
@@ -166,7 +166,7 @@ fn say(line: &impl std::fmt::Display) -> io::Result<()> {
 }
 
 /// `{"step": {"call": 1}}` as `{"event": "step", "call": 1}`.
-fn flat(event: &Event) -> Value {
+pub(super) fn flat(event: &Event) -> Value {
     let Ok(Value::Object(tagged)) = serde_json::to_value(event) else { return Value::Null };
     let mut flat = serde_json::Map::new();
     for (name, fields) in tagged {
@@ -178,7 +178,7 @@ fn flat(event: &Event) -> Value {
     Value::Object(flat)
 }
 
-fn line(event: &Event) -> Option<String> {
+pub(super) fn line(event: &Event) -> Option<String> {
     match event {
         Event::Queued { ahead: 0, workers, wanted } if workers < wanted => {
             Some(format!("waiting for workers: {workers} of {wanted} are there"))
@@ -200,7 +200,7 @@ fn line(event: &Event) -> Option<String> {
     }
 }
 
-fn started(spec: &JobSpec, model: &str, bands: &[BandView], reason: &str) -> String {
+pub(super) fn started(spec: &JobSpec, model: &str, bands: &[BandView], reason: &str) -> String {
     let plural = if bands.len() == 1 { "" } else { "s" };
     let prompts = bands.iter().filter(|band| band.branch == Branch::Prompt).count();
     let branches = match prompts {

@@ -3,18 +3,17 @@
 use super::ADDRESS_DEFAULT;
 use super::http::HttpArgs;
 use super::identity::{IdentityArgs, check_loopback};
+use super::logging::LogArgs;
 use crate::actor::Coordinator;
-use crate::director::Director;
+use crate::director::{Director, Retention};
 use crate::identity::{Access, Folder, FolderError, Keeper, now};
 use crate::job::store::Store;
 use anyhow::Context;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 /// How long clients have to hear that the coordinator goes away: a message on an open connection.
 const FAREWELL: Duration = Duration::from_millis(300);
@@ -24,37 +23,51 @@ pub(super) struct ServeArgs {
     /// Where workers and commands reach it; port 0 takes a free one.
     #[arg(long, value_name = "ADDR:PORT", default_value = ADDRESS_DEFAULT)]
     listen: String,
-    /// Keep jobs here, so that a coordinator started again after this one ended, however it did, goes on with them;
-    /// the ends of jobs are kept for a day [default: jobs end with this process].
+    /// Keep jobs here, so that a coordinator started again after this one ended, however it did, goes on with them
+    /// [default: jobs end with this process].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// How many days the ends of jobs and their images are kept [default: 1].
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "data",
+        value_parser = clap::value_parser!(u64).range(1..=36_500)
+    )]
+    keep_days: Option<u64>,
+    /// How many GiB of images are kept: the oldest go first, before their days are over [default: 4].
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "data",
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20)
+    )]
+    keep_gib: Option<u64>,
     #[command(flatten)]
     http: HttpArgs,
     #[command(flatten)]
     identity: IdentityArgs,
-    /// Log more.
+    /// Log more: each call of each job, too.
     #[arg(short, long)]
     verbose: bool,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let level = if arguments.verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    // What the HTTP server has to say of itself is said here.
-    let said = EnvFilter::new(format!("{level},actix_server=warn,actix_http=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(said)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    arguments.log.begin(level);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let access = access(&arguments).await?;
     let http = arguments.http.listen().await?;
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
-    let director = match &arguments.data {
-        Some(folder) => Director::open(Store::open(folder)?, now())?,
-        None => Director::open(Store::in_memory(), now())?,
+    let store = match &arguments.data {
+        Some(folder) => Store::open(folder)?,
+        None => Store::in_memory(),
     };
+    let mut director = Director::open(store, now())?;
+    director.retain(retention(&arguments));
     let started = Coordinator::start(&arguments.listen, access, director).await;
     let coordinator = started.with_context(|| {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
@@ -78,6 +91,15 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How much is kept of jobs that ended.
+fn retention(arguments: &ServeArgs) -> Retention {
+    let default = Retention::default();
+    Retention {
+        seconds: arguments.keep_days.map_or(default.seconds, |days| days * 86_400),
+        image_bytes: arguments.keep_gib.map_or(default.image_bytes, |gib| gib << 30),
+    }
+}
+
 /// Whom it lets in: members of the cluster in its folder, or whoever calls.
 async fn access(arguments: &ServeArgs) -> anyhow::Result<Access> {
     if arguments.identity.insecure {
@@ -99,5 +121,28 @@ async fn access(arguments: &ServeArgs) -> anyhow::Result<Access> {
             ))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cli, Command};
+    use super::*;
+    use clap::Parser;
+
+    fn kept(options: &[&str]) -> Retention {
+        let line = ["coordinator", "serve", "--data", "jobs"].iter().chain(options);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Serve(arguments) => retention(&arguments),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_of_how_much_is_kept_stays_as_it_is() {
+        let (seconds, image_bytes) = (7 * 86_400, 100 << 30);
+        assert_eq!(kept(&[]), Retention::default());
+        assert_eq!(kept(&["--keep-days", "7"]), Retention { seconds, ..Retention::default() });
+        assert_eq!(kept(&["--keep-days=7", "--keep-gib=100"]), Retention { seconds, image_bytes });
     }
 }

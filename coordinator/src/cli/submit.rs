@@ -1,15 +1,18 @@
 //! `coordinator submit`.
 
+mod terms;
+
+use self::terms::TermsArgs;
 use super::cluster::ClusterArgs;
-use super::progress::Progress;
+use super::progress::{Progress, say};
 use super::request::RequestArgs;
 use crate::client::{ClientError, Destination, Submission};
 use crate::output::{Latents, Parameters, check_writable, write_png, write_whole};
-use crate::profile::Profiles;
+use crate::profile::{self, Profiles};
 use anyhow::bail;
 use bytes::Bytes;
 use protocol::job::JobRequest;
-use protocol::message::Event;
+use protocol::message::{BandView, Event, JobTrace, RunTrace};
 use protocol::plan::Geometry;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,17 +34,27 @@ pub(super) struct SubmitArgs {
     /// what: a trace that Perfetto (ui.perfetto.dev) and Chrome show.
     #[arg(long, value_name = "FILE.json")]
     profile: Option<PathBuf>,
+    /// Have workers take down where their time goes, for `coordinator trace`; --profile does, too.
+    #[arg(long)]
+    trace: bool,
+    #[command(flatten)]
+    terms: TermsArgs,
     /// Print one JSON object per event.
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
-    /// Print nothing but errors.
+    /// Print nothing but errors; with --detach nothing but the job's number.
     #[arg(long, short)]
     quiet: bool,
 }
 
 pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
-    check_outputs(&arguments)?;
-    let work = async |to: &Destination| render(&arguments, to).await;
+    if !arguments.terms.detached() {
+        check_outputs(&arguments)?;
+    }
+    let work = async |to: &Destination| match arguments.terms.detached() {
+        true => detach(&arguments, to).await,
+        false => render(&arguments, to).await,
+    };
     arguments.cluster.run(&arguments.request, work).await
 }
 
@@ -71,21 +84,24 @@ fn check_outputs(arguments: &SubmitArgs) -> anyhow::Result<()> {
 struct Heard {
     started: Option<(Parameters, Geometry)>,
     latents: Latents,
-    profiles: Profiles,
+    runs: Vec<RunTrace>,
 }
 
 async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
     let mut progress = Progress::new(arguments.json, arguments.quiet);
     let local = arguments.cluster.local();
     let request = arguments.request.request(local, arguments.save_latents.is_some());
-    let request = JobRequest { profile: arguments.profile.is_some(), ..request };
-    let mut submission = Submission::new(to, request).await?;
+    let profile = arguments.profile.is_some() || arguments.trace;
+    let request = JobRequest { profile, ..request };
+    let mut submission = Submission::on_terms(to, request, arguments.terms.terms()).await?;
     progress.accepted(submission.job(), submission.ahead())?;
     let mut heard = Heard::default();
     loop {
         let (event, payload) = submission.next().await?;
         if let Event::Profiled { rank, profile } = event {
-            heard.profiles.add(rank, profile);
+            if let Some(run) = heard.runs.last_mut() {
+                run.profiles.push((rank, profile));
+            }
             continue;
         }
         match &event {
@@ -101,29 +117,22 @@ async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> 
                 progress.event(&event)?;
                 progress.written(&arguments.out, arguments.save_latents.as_deref())?;
                 if let Some(path) = &arguments.profile {
-                    progress.profiled(path, &heard.profiles)?;
+                    progress.profiled(path, &heard.profiles())?;
                 }
                 return Ok(());
             }
             Event::Started { spec, model, geometry, bands, .. } => {
-                let parameters = Parameters {
-                    spec: (**spec).clone(),
-                    model: model.clone(),
-                    workers: bands.len(),
-                    bands: bands.iter().map(|band| (band.branch, band.rows)).collect(),
-                    latent: String::new(), // known once it is finished
-                    release: protocol::RELEASE.to_owned(),
-                };
+                let parameters = Parameters::new((**spec).clone(), model.clone(), bands);
+                heard.runs.push(shared(bands));
                 heard.started = Some((parameters, *geometry));
             }
             Event::Step { call, .. } if arguments.save_latents.is_some() => {
                 heard.latents.put(usize::try_from(*call)?, payload);
             }
-            // The bands that the image's parameters tell of are those of its end.
             Event::Resumed { bands, .. } => {
+                heard.runs.push(shared(bands));
                 if let Some((parameters, _)) = &mut heard.started {
-                    parameters.workers = bands.len();
-                    parameters.bands = bands.iter().map(|band| (band.branch, band.rows)).collect();
+                    parameters.share(bands);
                 }
             }
             _ => {}
@@ -132,7 +141,32 @@ async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> 
     }
 }
 
+/// Submits it and leaves it.
+async fn detach(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
+    let request = arguments.request.request(None, false);
+    let request = JobRequest { profile: arguments.trace, ..request };
+    let submission = Submission::on_terms(to, request, arguments.terms.terms()).await?;
+    let options = arguments.cluster.options();
+    let told = terms::detached(&submission, &options, (arguments.json, arguments.quiet));
+    say(&told)?;
+    Ok(())
+}
+
+/// A run of which nothing is known yet but who renders what.
+fn shared(bands: &[BandView]) -> RunTrace {
+    let (links, parts, profiles) = (Vec::new(), Vec::new(), Vec::new());
+    RunTrace { bands: bands.to_vec(), links, parts, profiles }
+}
+
 impl Heard {
+    fn profiles(&self) -> Profiles {
+        let mut profiles = Profiles::default();
+        for (rank, profile) in self.runs.iter().flat_map(|run| &run.profiles) {
+            profiles.add(*rank, profile.clone());
+        }
+        profiles
+    }
+
     fn write(&self, arguments: &SubmitArgs, pixels: &Bytes) -> anyhow::Result<()> {
         let Some((parameters, geometry)) = &self.started else {
             bail!("the coordinator finished a job that it never started");
@@ -141,7 +175,9 @@ impl Heard {
             self.latents.write(path, geometry)?;
         }
         if let Some(path) = &arguments.profile {
-            let trace = serde_json::to_vec(&self.profiles.trace())?;
+            let runs = self.runs.clone();
+            let trace = JobTrace { start_us: 0, runs, detail_every: 1, left_out: 0 };
+            let trace = serde_json::to_vec(&profile::chrome(&trace))?;
             write_whole(path, |file| file.write_all(&trace))?;
         }
         Ok(write_png(&arguments.out, pixels, parameters)?)

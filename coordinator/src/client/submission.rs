@@ -23,6 +23,8 @@ pub struct Submission {
     job: JobId,
     ahead: u32,
     kept: bool,
+    /// Whether its leaving cancels the job, unless that is detached.
+    owns: bool,
 }
 
 impl Submission {
@@ -31,9 +33,31 @@ impl Submission {
     /// # Errors
     /// If there is no coordinator, or it does not take the job.
     pub async fn new(to: &Destination, request: JobRequest) -> Result<Self, ClientError> {
+        Self::on_terms(to, request, Terms::default()).await
+    }
+
+    /// Submits a job on these terms. Dropping this cancels it, unless they say that it is detached.
+    ///
+    /// # Errors
+    /// If there is no coordinator, or it does not take the job.
+    pub async fn on_terms(
+        to: &Destination,
+        request: JobRequest,
+        terms: Terms,
+    ) -> Result<Self, ClientError> {
+        let (mut client, owns) = (Client::connect(to).await?, !terms.detached);
+        let (job, ahead, kept) = client.submit(request, terms).await?;
+        Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept, owns })
+    }
+
+    /// Follows a job, whoever submitted it, without payloads. Dropping this leaves it alone.
+    ///
+    /// # Errors
+    /// If there is no coordinator, or no such job.
+    pub async fn watch(to: &Destination, job: JobId) -> Result<Self, ClientError> {
         let mut client = Client::connect(to).await?;
-        let (job, ahead, kept) = client.submit(request, Terms::default()).await?;
-        Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept })
+        let (job, ahead, kept) = client.watch(job, false).await?;
+        Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept, owns: false })
     }
 
     /// Its number.
@@ -48,6 +72,12 @@ impl Submission {
         self.ahead
     }
 
+    /// Whether it outlives the coordinator's process.
+    #[must_use]
+    pub fn kept(&self) -> bool {
+        self.kept
+    }
+
     /// The next event and its payload. If the coordinator is lost but keeps the job, a notice says so, and the
     /// next event is one of its successor's.
     ///
@@ -57,7 +87,7 @@ impl Submission {
         loop {
             let client = match &mut self.client {
                 Some(client) => client,
-                None => self.client.insert(come_back(&self.to, self.job).await?),
+                None => self.client.insert(come_back(&self.to, self.job, self.owns).await?),
             };
             match client.next().await {
                 Ok((ToClient::Event { event, .. }, payload)) => return Ok((event, payload)),
@@ -74,12 +104,16 @@ impl Submission {
 }
 
 /// Calls the coordinator until it is there again, and follows the job.
-async fn come_back(to: &Destination, job: JobId) -> Result<Client, ClientError> {
+async fn come_back(to: &Destination, job: JobId, owns: bool) -> Result<Client, ClientError> {
     let deadline = Instant::now() + RETURN_PATIENCE;
     loop {
         let followed = async {
             let mut client = Client::connect(to).await?;
-            client.follow(job).await?;
+            if owns {
+                client.follow(job).await?;
+            } else {
+                client.watch(job, false).await?;
+            }
             Ok(client)
         };
         match followed.await {

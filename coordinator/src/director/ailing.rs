@@ -4,6 +4,7 @@
 //!   other. Until then it is the worker's fault, which gets no work for a while: it would fail one job after
 //!   the other, and sooner than the others render any.
 
+use super::jobs::places;
 use super::{Active, Director};
 use crate::planner::Candidate;
 use protocol::{Fault, WorkerId};
@@ -20,7 +21,9 @@ impl Director {
         let Some(active) = &mut self.active else { return };
         active.failed_on.push(worker);
         self.resting.insert(worker, until);
-        tracing::warn!("{worker} gets no work for {} s: {fault}", REST.as_secs());
+        let ((rank, call), rest) = (places(&fault), REST.as_secs());
+        let job = active.job().0;
+        tracing::warn!(job, rank, call, "{worker} gets no work for {rest} s: {}", fault.cause);
         let Some(active) = &self.active else { return };
         if self.others(active) {
             self.break_off(fault);

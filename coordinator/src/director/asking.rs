@@ -8,7 +8,7 @@ use crate::job::store::{EndedJob, StoreError};
 use bytes::Bytes;
 use protocol::codec::{CONTROL_BODY_BYTES_MAX, encode_body};
 use protocol::job::JobRequest;
-use protocol::message::{Event, JobRecord, JobResult, JobStage, Part, ToClient};
+use protocol::message::{Event, JobRecord, JobResult, JobStage, JobTrace, Part, ToClient};
 use protocol::{Fault, FaultKind, JobId};
 use std::time::Duration;
 
@@ -73,9 +73,24 @@ impl Director {
                 let checkpoint = running.and_then(|active| active.run.checkpoint());
                 Ok(checkpoint.map(Checkpoint::latent).unwrap_or_default())
             }
+            Part::Trace => match running {
+                Some(active) => encoded(active.recorder.trace()),
+                None => self.kept_trace(job),
+            },
             Part::Image if running.is_some() => Ok(Bytes::new()),
             Part::Image => Ok(self.ended(job)?.map(|outcome| outcome.image).unwrap_or_default()),
         }
+    }
+
+    /// What is kept of when the ranks of a job that ended did what.
+    fn kept_trace(&mut self, job: JobId) -> Result<Bytes, Fault> {
+        let ended = self.store.ended_job(job);
+        let events = self.stored(ended)?.map(|ended| ended.events).unwrap_or_default();
+        let trace = events.iter().find_map(|event| match event {
+            Event::Traced { trace } => Some(encoded(trace)),
+            _ => None,
+        });
+        trace.unwrap_or(Ok(Bytes::new()))
     }
 
     /// Tells a client of jobs, those submitted last first.
@@ -161,6 +176,11 @@ impl Director {
             ..of_waiting(&active.asked, 0)
         }
     }
+}
+
+fn encoded(trace: &JobTrace) -> Result<Bytes, Fault> {
+    let body = encode_body(trace);
+    body.map(Bytes::from).map_err(|error| Fault::new(FaultKind::Protocol, error.to_string()))
 }
 
 fn of_waiting(waiting: &Waiting, ahead: u32) -> JobRecord {

@@ -6,6 +6,7 @@ use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
 use crate::job::state::{RunState, Tally};
 use crate::job::store::Asked;
+use crate::job::trace::Recorder;
 use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
 use protocol::job::{JobRequest, JobSpec, Mode, Terms};
@@ -84,6 +85,8 @@ impl Director {
         self.queue.check_room(&asked.owner, waiting_max)?;
         let job = self.store_accepted(&asked)?;
         self.tallies.accepted += 1;
+        let (owner, priority) = (&asked.owner, asked.priority.name());
+        tracing::info!(job = job.0, owner, priority, "accepted");
         let accepted = self.unix();
         Ok((job, self.queue.push(Waiting::new(job, client, asked, accepted))))
     }
@@ -226,7 +229,8 @@ impl Director {
         let Some(mut asked) = self.queue.pop() else { return };
         let job = asked.job;
         let left_out = self.candidates(&request).len().saturating_sub(plan.world_size());
-        tracing::info!("{job} starts on {} workers: {reason}", plan.world_size());
+        let (epoch, ranks) = (plan.run.epoch.0, plan.world_size());
+        tracing::info!(job = job.0, epoch, "starts on {ranks} workers: {reason}");
         let started = self.started(&plan, reason.clone());
         self.tell(job, started, Bytes::new());
         if left_out > 0 && asked.request.workers.is_none() {
@@ -255,11 +259,14 @@ impl Director {
         let latents = followers.any(|follower| follower.latents);
         let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
+        let mut recorder = Recorder::new(self.unix_us(), self.now);
+        recorder.run(super::view::bands(&plan), super::view::links(&plan), self.now);
         let run = RunState::resumed(plan, latents, self.now, carried);
         let started = asked.started.unwrap_or_else(|| self.unix());
         self.active = Some(Active {
             started,
             step: None,
+            recorder,
             first_ranks: run.plan().world_size(),
             run_began: self.now,
             asked,
@@ -320,6 +327,7 @@ impl Director {
         let Some(active) = &mut self.active else { return };
         let job = active.job();
         let worker = active.run.plan().member(rank).map(|member| member.worker);
+        active.recorder.heard(rank, &message, now);
         match message {
             ToCoordinator::Failed { fault, unopened, .. } => match (fault.kind, worker) {
                 (FaultKind::WorkerLost, _) => self.break_off(fault),
@@ -338,7 +346,13 @@ impl Director {
                         Some((event @ Event::Finished { .. }, image)) => self.finish(event, image),
                         Some((event, payload)) => {
                             let step = matches!(event, Event::Step { .. });
-                            if step {
+                            if let Event::Step { call, calls, seconds, waited, displaced, .. } =
+                                &event
+                            {
+                                let (job, call) = (job.0, call - 1);
+                                tracing::debug!(
+                                    job, call, calls, seconds, waited, displaced, "done"
+                                );
                                 active.step = Some(event.clone());
                                 self.tallies.step(&event);
                             }
@@ -371,9 +385,10 @@ impl Director {
 
     fn finish(&mut self, event: Event, image: Bytes) {
         let Some(active) = self.active.take() else { return };
-        tracing::info!("{} is finished", active.job());
+        tracing::info!(job = active.job().0, "finished");
         let started = self.started(active.run.plan(), active.reason.clone());
-        self.end(active.job(), vec![started, event], image);
+        let traced = Event::Traced { trace: active.recorder.trace().clone() };
+        self.end(active.job(), vec![started, traced, event], image);
         self.observe_rates(&active.run);
         self.go_on();
     }
@@ -387,14 +402,16 @@ impl Director {
     /// Ends the running job without an image.
     pub(super) fn fail(&mut self, fault: Fault) {
         let Some(active) = self.active.take() else { return };
-        tracing::warn!("{} failed: {fault}", active.job());
+        let (rank, call) = places(&fault);
+        tracing::warn!(job = active.job().0, rank, call, "failed: {}", fault.cause);
         if fault.kind == FaultKind::Compute {
             // Wherever it was tried: it was the job, then, and not they.
             self.resting.retain(|worker, _| !active.failed_on.contains(worker));
         }
         self.stop_run(active.run_id(), active.run.longest_call(), &fault);
         let started = self.started(active.run.plan(), active.reason.clone());
-        self.end(active.job(), vec![started, Event::Failed { fault }], Bytes::new());
+        let traced = Event::Traced { trace: active.recorder.trace().clone() };
+        self.end(active.job(), vec![started, traced, Event::Failed { fault }], Bytes::new());
         self.go_on();
     }
 
@@ -421,6 +438,11 @@ impl Director {
         let started = self.store.started(plan.run, &model, &spec, self.unix());
         self.stored(started)
     }
+}
+
+/// Where a fault was, as logs have it.
+pub(super) fn places(fault: &Fault) -> (Option<u16>, Option<u32>) {
+    (fault.rank.map(|rank| rank.0), fault.call.map(|call| call.0))
 }
 
 pub(super) fn unknown(job: JobId) -> Fault {

@@ -56,7 +56,7 @@ impl Director {
     pub fn open(store: impl Keep + 'static, unix: u64) -> Result<Self, StoreError> {
         let unfinished = store.unfinished()?;
         for (job, fault) in &unfinished.unreadable {
-            tracing::warn!("{job} waits for another release: {fault}");
+            tracing::warn!(job = job.0, "it waits for another release: {fault}");
         }
         let mut director = Self::of(Box::new(store), unix);
         let begun = unfinished.jobs.iter().any(|stored| stored.run.is_some());
@@ -64,7 +64,7 @@ impl Director {
         for stored in unfinished.jobs {
             let waiting = waiting(stored);
             let calls = waiting.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls);
-            tracing::info!("{} was accepted before; it goes on after call {calls}", waiting.job);
+            tracing::info!(job = waiting.job.0, "accepted before; it goes on after call {calls}");
             director.queue.push(waiting);
         }
         Ok(director)
@@ -77,6 +77,12 @@ impl Director {
 
     pub(super) fn unix(&self) -> u64 {
         self.unix + self.now.as_secs()
+    }
+
+    /// Microseconds since 1970, good to a second.
+    pub(super) fn unix_us(&self) -> u64 {
+        let past = u64::try_from(self.now.as_micros()).unwrap_or(u64::MAX);
+        self.unix.saturating_mul(1_000_000).saturating_add(past)
     }
 
     /// Whether the store may be tried.
@@ -178,6 +184,8 @@ impl Director {
         self.answer(client, ToClient::Accepted { job, ahead: 0, kept: self.store.is_kept() });
         let Outcome { mut events, image, .. } = outcome;
         let last = events.pop();
+        // A trace is long, and told to those who ask for it.
+        events.retain(|event| !matches!(event, Event::Traced { .. }));
         for event in events {
             self.answer(client, ToClient::Event { job, event });
         }

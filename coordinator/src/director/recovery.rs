@@ -7,6 +7,7 @@
 //!   a link was found to be cut that it did not know of: it uses none of them again before a call is done, and in the
 //!   end goes on with those that reach each other.
 
+use super::jobs::places;
 use super::{Active, Director, GATHER_PATIENCE};
 use crate::cluster::failure::LEASE;
 use crate::cluster::pulse::Pulses;
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use protocol::job::CfgSplit;
 use protocol::message::{Event, RecoveryView};
 use protocol::plan::{Fabric, Plan};
-use protocol::{Fault, FaultKind, Rank, WorkerId};
+use protocol::{Fault, FaultKind, Rank, RunId, WorkerId};
 use std::time::Duration;
 
 /// How long a broken link waits for the lost worker that explains it: until a worker that is silent since
@@ -92,7 +93,9 @@ impl Director {
             }
             Some(broken) => broken.lost.extend(lost),
             None => {
-                tracing::warn!("{} broke off: {fault}", active.run_id());
+                let ((rank, call), RunId { job, epoch }) = (places(&fault), active.run_id());
+                let cause = &fault.cause;
+                tracing::warn!(job = job.0, epoch = epoch.0, rank, call, "broke off: {cause}");
                 active.broken = Some(Broken {
                     fault,
                     since: now,
@@ -188,7 +191,7 @@ impl Director {
             active.futile += 1;
         }
         for text in texts {
-            tracing::warn!("{text}");
+            tracing::warn!(job = job.0, "{text}");
             self.tell(job, Event::Notice { text }, Bytes::new());
         }
         self.tell(job, Event::Interrupted { fault, call }, Bytes::new());
@@ -270,10 +273,11 @@ impl Director {
             workers: [ranks(old), ranks(&plan)],
             exact: same_bands(old, &plan) && plan.resumes_exactly(resumed_at),
         };
+        let (RunId { job, epoch }, ranks) = (plan.run, plan.world_size());
         tracing::info!(
-            "{} goes on after call {resumed_at} on {} workers, {:.2} s later: {reason}",
-            plan.run,
-            plan.world_size(),
+            job = job.0,
+            epoch = epoch.0,
+            "goes on after call {resumed_at} on {ranks} workers, {:.2} s later: {reason}",
             recovery.seconds
         );
         if active.asked.request.deterministic && !recovery.exact {
@@ -287,6 +291,7 @@ impl Director {
         let bands = super::view::bands(&plan);
         let event = Event::Resumed { recovery: recovery.clone(), bands, reason: reason.clone() };
         self.tell(active.job(), event, Bytes::new());
+        active.recorder.run(super::view::bands(&plan), super::view::links(&plan), self.now);
         self.command(&plan, from.as_ref());
         let mut tally = active.run.tally().clone();
         tally.recoveries.push(recovery);

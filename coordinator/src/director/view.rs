@@ -71,7 +71,7 @@ pub(super) fn bands(plan: &Plan) -> Vec<BandView> {
     plan.ranks().zip(&plan.members).map(view).collect()
 }
 
-fn links(plan: &Plan) -> Vec<LinkView> {
+pub(super) fn links(plan: &Plan) -> Vec<LinkView> {
     let pairs = plan.ranks().flat_map(|one| plan.ranks().map(move |other| (one, other)));
     let view = |(one, other): (Rank, Rank)| {
         let fabric = plan.fabric(one, other).filter(|_| one < other)?;

@@ -3,6 +3,7 @@
 use super::{WriteError, write_whole};
 use png::{BitDepth, ColorType, Encoder};
 use protocol::job::{JobSpec, Scheduler};
+use protocol::message::BandView;
 use protocol::plan::Branch;
 use serde::Serialize;
 use std::io::{self, Write};
@@ -29,6 +30,21 @@ pub struct Parameters {
 }
 
 impl Parameters {
+    /// Of an image that is rendered so, whose latent is not known yet.
+    #[must_use]
+    pub fn new(spec: JobSpec, model: String, bands: &[BandView]) -> Self {
+        let (latent, release) = (String::new(), protocol::RELEASE.to_owned());
+        let mut parameters = Self { spec, model, workers: 0, bands: Vec::new(), latent, release };
+        parameters.share(bands);
+        parameters
+    }
+
+    /// From now on the work is shared so: the bands that an image tells of are those of its end.
+    pub fn share(&mut self, bands: &[BandView]) {
+        self.workers = bands.len();
+        self.bands = bands.iter().map(|band| (band.branch, band.rows)).collect();
+    }
+
     /// The text that AUTOMATIC1111's web UI writes under `parameters` and galleries read.
     #[must_use]
     pub fn automatic(&self) -> String {

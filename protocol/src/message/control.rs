@@ -1,7 +1,7 @@
 //! Messages between the coordinator and its workers and clients.
 
-use super::Profile;
-use super::view::{BandView, ClusterView, JobRecord, JobStage, RecoveryView, WaitView};
+use super::view::{BandView, ClusterView, JobRecord, JobStage, Part, RecoveryView, WaitView};
+use super::{JobTrace, Profile};
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::identity::Token;
@@ -297,18 +297,6 @@ pub enum FromClient {
     },
 }
 
-/// What is wanted of a job beside its record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Part {
-    /// Nothing.
-    Record,
-    /// The last latent that is known while it is rendered, f32 [channels, rows, columns]; empty
-    /// before the first.
-    Latent,
-    /// The finished image, RGB bytes [height, width, 3], 8 bits a channel; empty if there is none.
-    Image,
-}
-
 /// From the coordinator to a client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ToClient {
@@ -460,6 +448,11 @@ pub enum Event {
     Failed {
         /// Why.
         fault: Fault,
+    },
+    /// When its ranks did what: kept with a job that ended, and told to those who ask ([`Part::Trace`]).
+    Traced {
+        /// What is known of it.
+        trace: JobTrace,
     },
 }
 

@@ -49,4 +49,6 @@ pub struct Profile {
     pub took_us: u64,
     /// What was done in it.
     pub spans: Vec<Span>,
+    /// Bytes posted to each peer over the link to it: none for those that NCCL reaches.
+    pub posted: Vec<(Rank, u64)>,
 }

@@ -245,3 +245,18 @@ pub struct JobResult {
     /// How often it broke off and went on.
     pub recoveries: Vec<RecoveryView>,
 }
+
+/// What is wanted of a job beside its record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// Nothing.
+    Record,
+    /// The last latent that is known while it is rendered, f32 [channels, rows, columns]; empty
+    /// before the first.
+    Latent,
+    /// The finished image, RGB bytes [height, width, 3], 8 bits a channel; empty if there is none.
+    Image,
+    /// When its ranks did what so far, a [`JobTrace`](super::JobTrace) as the body of a frame is; empty if it was never
+    /// given workers.
+    Trace,
+}

@@ -248,14 +248,16 @@ fn profile() -> impl Strategy<Value = Profile> {
         took_us,
     });
     let spans = vec(span, 0..4);
-    (phase(), any::<(u32, bool, u64, u64)>(), spans).prop_map(
-        |(phase, (call, displaced, start_us, took_us), spans)| Profile {
+    let posted = vec(any::<(u16, u64)>().prop_map(|(rank, bytes)| (Rank(rank), bytes)), 0..4);
+    (phase(), any::<(u32, bool, u64, u64)>(), spans, posted).prop_map(
+        |(phase, (call, displaced, start_us, took_us), spans, posted)| Profile {
             phase,
             call,
             displaced,
             start_us,
             took_us,
             spans,
+            posted,
         },
     )
 }
@@ -377,6 +379,7 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
             .prop_map(|(job, payloads)| FromClient::Watch { job: JobId(job), payloads }),
         any::<u64>().prop_map(|job| FromClient::Cancel(JobId(job))),
         any::<u64>().prop_map(|job| FromClient::Show { job: JobId(job), with: Part::Latent }),
+        any::<u64>().prop_map(|job| FromClient::Show { job: JobId(job), with: Part::Trace }),
         (option::of(any::<u64>()), any::<u16>(), vec(prop::sample::select(JobStage::ALL), 0..3))
             .prop_map(|(before, limit, stages)| FromClient::Jobs {
                 before: before.map(JobId),

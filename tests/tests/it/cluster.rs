@@ -8,6 +8,7 @@ mod exact;
 mod fabrics;
 mod http;
 mod identity;
+mod jobs;
 mod membership;
 mod memory;
 mod output;
@@ -15,6 +16,7 @@ mod probe;
 mod profile;
 mod refusal;
 mod restart;
+mod shell;
 
 use std::path::Path;
 

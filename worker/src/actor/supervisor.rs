@@ -67,7 +67,9 @@ impl Supervisor {
             Ok(turn) => turn,
             Err(fault) => return self.say(failed(run, fault.on(rank))),
         };
-        tracing::info!("{run}: {rank} of {}", plan.world_size());
+        let RunId { job, epoch } = run;
+        let ranks = plan.world_size();
+        tracing::info!(job = job.0, epoch = epoch.0, rank = rank.0, "renders as one of {ranks}");
         let (cancel, cancelled) = oneshot::channel();
         self.stop = Some(Stop { cancel, hangup: None });
         let (endpoint, engine) = (Arc::clone(&self.endpoint), Arc::clone(&self.engine));
@@ -155,7 +157,8 @@ impl Supervisor {
 
     fn abort(&mut self, run: RunId, fault: &Fault) {
         let Some(turn) = self.duty.abort(run) else { return };
-        tracing::info!("{run} is aborted: {fault}");
+        let RunId { job, epoch } = run;
+        tracing::info!(job = job.0, epoch = epoch.0, "aborted: {fault}");
         let opening = self.stop.as_ref().is_some_and(|stop| stop.hangup.is_none());
         self.stop(&fault.cause);
         if opening {

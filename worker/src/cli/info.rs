@@ -11,6 +11,9 @@ use std::process::ExitCode;
 pub(super) struct InfoArgs {
     #[command(flatten)]
     engine: EngineArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
@@ -22,6 +25,9 @@ pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
     let (width, height) = card.native;
     let count =
         |asks: fn(&Ask) -> bool| engine.sites().iter().filter(|site| asks(&site.ask)).count();
+    if arguments.json {
+        return print(&format!("{}\n", json_of(&engine)));
+    }
     let activations = engine.activations().map_or_else(
         || "as the device's library takes them".to_owned(),
         |needed| format!("{} MiB at that size, alone", needed.arena >> 20),
@@ -48,9 +54,23 @@ pub(super) fn run(arguments: InfoArgs) -> anyhow::Result<ExitCode> {
         ("kernels", engine.kernels()),
         ("threads", format!("{}, {}", engine.cores().threads(), engine.cores().placement())),
     ];
-    let mut out = std::io::stdout().lock();
-    for (name, value) in rows {
-        writeln!(out, "{name:<15} {value}")?;
-    }
+    let lines = rows.map(|(name, value)| format!("{name:<15} {value}\n"));
+    print(&lines.concat())
+}
+
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    std::io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn json_of(engine: &Engine) -> serde_json::Value {
+    serde_json::json!({
+        "model": engine.card(),
+        "resident_bytes": resident_bytes(),
+        "activation_bytes": engine.activations().map(|needed| needed.arena),
+        "exchange_sites": engine.sites(),
+        "kernels": engine.kernels(),
+        "threads": engine.cores().threads(),
+        "placement": engine.cores().placement().to_string(),
+    })
 }

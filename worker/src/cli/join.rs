@@ -2,6 +2,7 @@
 
 use super::EngineArgs;
 use super::identity::IdentityArgs;
+use super::logging::LogArgs;
 use crate::actor;
 use crate::engine::cores::Placement;
 use crate::engine::{Engine, EngineOptions, MemoryLeft};
@@ -10,7 +11,7 @@ use anyhow::{Context, bail};
 use protocol::message::Join;
 use protocol::plan::{Fabric, Lack, Offer};
 use protocol::transport::{Doors, Endpoint, RdmaWish};
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,14 +58,12 @@ pub(super) struct JoinArgs {
     /// Exit when standard input is closed: for a parent process, however it ends.
     #[arg(long)]
     with_parent: bool,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 pub(super) async fn run(arguments: JoinArgs) -> anyhow::Result<ExitCode> {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::INFO)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    arguments.log.begin(tracing::Level::INFO);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let with_parent = arguments.with_parent;

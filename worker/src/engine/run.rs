@@ -51,6 +51,7 @@ pub fn render(checkpoint: &Checkpoint, run: Run) {
         }
         Err(error) => {
             let fault = fault(error, rank);
+            tracing::warn!(call = fault.call.map(|call| call.0), "failed: {}", fault.cause);
             let failed = ToCoordinator::Failed { run: plan.run, fault, unopened: Vec::new() };
             said.say(failed, Bytes::new());
         }

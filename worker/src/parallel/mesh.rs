@@ -324,6 +324,7 @@ impl Mesh {
     ) -> Result<()> {
         self.spent.posted_bytes += bytes.len() as u64;
         self.posted[usize::from(site.0)] += bytes.len() as u64;
+        profile::post(peer, bytes.len() as u64);
         let rides = needed == Needed::Later && bytes.len() <= RIDER_BYTES_MAX;
         let slot = Slot { from: self.rank, site };
         self.riders[peer.index()].push((slot, call, bytes));

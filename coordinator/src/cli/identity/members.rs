@@ -2,11 +2,11 @@
 
 use super::super::ADDRESS_DEFAULT;
 use super::FolderArgs;
-use crate::identity::FolderError;
-use anyhow::{Context, bail};
-use protocol::identity::{Role, Token};
+use crate::identity::{Folder, FolderError};
+use anyhow::bail;
+use protocol::identity::{Fingerprint, PeerIdentity, Role, Token};
 use protocol::transport::enrol;
-use std::io::Write;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 /// Gives the token where a command line would show it to others.
@@ -54,15 +54,21 @@ pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
         match folder.authority() {
             Err(FolderError::Missing { .. }) => {}
             found => {
-                let (cluster, place) = (found?.fingerprint().short(), folder.path().display());
-                return say(&format!("kept the cluster {cluster} in {place}\n"));
+                let cluster = found?.fingerprint();
+                let text = format!(
+                    "kept the cluster {} in {}\n",
+                    cluster.short(),
+                    folder.path().display()
+                );
+                let made = made(cluster, &folder, false);
+                return arguments.folder.say(&text, &made);
             }
         }
     }
-    let authority = folder.init(&own_name())?;
+    let authority = folder.init(&own_name())?.fingerprint();
     let given = arguments.folder.identity.as_ref();
     let option = given.map_or_else(String::new, |at| format!(" --identity {}", at.display()));
-    say(&format!(
+    let text = format!(
         "made the cluster {} in {}\n\
          \n\
          next, here:        coordinator serve{option} --listen ADDR:7411\n\
@@ -71,9 +77,14 @@ pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
          and then, here:    coordinator submit{option} \"red apple\"\n\
          \n\
          Who has the folder's files can make members of this cluster: keep them to yourself.\n",
-        authority.fingerprint().short(),
+        authority.short(),
         folder.path().display()
-    ))
+    );
+    arguments.folder.say(&text, &made(authority, &folder, true))
+}
+
+fn made(cluster: Fingerprint, folder: &Folder, new: bool) -> Value {
+    json!({ "cluster": cluster, "folder": folder.path(), "new": new })
 }
 
 /// Gets a client's credentials from a coordinator.
@@ -91,12 +102,16 @@ pub(crate) async fn enroll(arguments: EnrollArgs) -> anyhow::Result<ExitCode> {
     let name = arguments.name.unwrap_or_else(own_name);
     let credentials = enrol(&arguments.coordinator, &token, &name).await?;
     folder.store_client(&credentials)?;
-    say(&format!(
-        "{} is a member of the cluster {} now; its key is in {}\n",
-        credentials.identity(),
-        credentials.authority().short(),
+    let (identity, cluster) = (credentials.identity(), credentials.authority());
+    let text = format!(
+        "{identity} is a member of the cluster {} now; its key is in {}\n",
+        cluster.short(),
         folder.path().display()
-    ))
+    );
+    let json = json!({
+        "cluster": cluster, "folder": folder.path(), "member": member(identity),
+    });
+    arguments.folder.say(&text, &json)
 }
 
 /// Lets a member in no more.
@@ -106,15 +121,21 @@ pub(crate) fn revoke(arguments: &RevokeArgs) -> anyhow::Result<ExitCode> {
     let lines = revoked.iter().map(|identity| {
         format!("revoked {identity}: a running coordinator ends its session within a second\n")
     });
-    say(&lines.collect::<String>())
+    let members: Vec<Value> = revoked.iter().map(member).collect();
+    arguments.folder.say(&lines.collect::<String>(), &json!({ "revoked": members }))
+}
+
+/// A member as JSON.
+pub(super) fn member(identity: &PeerIdentity) -> Value {
+    json!({
+        "fingerprint": identity.fingerprint,
+        "name": identity.name,
+        "role": identity.role.name(),
+        "expires": identity.expires,
+    })
 }
 
 fn own_name() -> String {
     let user = std::env::var("USER").unwrap_or_else(|_| "client".to_owned());
     format!("{user}@{}", gethostname::gethostname().to_string_lossy())
-}
-
-pub(crate) fn say(text: &str) -> anyhow::Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
-    Ok(ExitCode::SUCCESS)
 }

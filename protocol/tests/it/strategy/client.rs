@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::Priority;
 use protocol::message::{
-    BandView, ClusterView, Event, JobRecord, JobResult, JobStage, JobView, LinkView, MeasuredLink,
-    PairView, RecoveryView, SiteReport, ToClient, WaitView, WorkerView,
+    BandView, ClusterView, Event, JobRecord, JobResult, JobStage, JobTrace, JobView, LinkView,
+    MeasuredLink, PairView, PartTrace, RecoveryView, RunTrace, SiteReport, ToClient, WaitView,
+    WorkerView,
 };
 use protocol::plan::{Ask, Branch, Fabric, SiteSpec, Stage};
 use protocol::{JobId, Rank, WorkerId};
@@ -21,6 +22,28 @@ pub(super) fn site_reports() -> impl Strategy<Value = Vec<SiteReport>> {
         distances,
     });
     vec(report, 0..3)
+}
+
+fn trace() -> impl Strategy<Value = JobTrace> {
+    let part =
+        (any::<(u16, u32, bool)>(), phase(), any::<(u64, u64, u64, u64)>()).prop_map(
+            |((rank, call, displaced), phase, (end_us, took_us, waited_us, posted_bytes))| {
+                PartTrace { rank, phase, call, displaced, end_us, took_us, waited_us, posted_bytes }
+            },
+        );
+    let run =
+        (vec(part, 0..3), vec((any::<u16>(), profile()), 0..3)).prop_map(|(parts, profiles)| {
+            let links = vec![LinkView { ranks: [0, 1], fabric: Fabric::Quic }];
+            RunTrace { bands: Vec::new(), links, parts, profiles }
+        });
+    (any::<(u64, u32, u64)>(), vec(run, 0..3)).prop_map(
+        |((start_us, detail_every, left_out), runs)| JobTrace {
+            start_us,
+            runs,
+            detail_every,
+            left_out,
+        },
+    )
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -75,6 +98,7 @@ fn event() -> impl Strategy<Value = Event> {
             recoveries: Vec::new(),
         }),
         fault().prop_map(|fault| Event::Failed { fault }),
+        trace().prop_map(|trace| Event::Traced { trace }),
         (fault(), any::<u32>()).prop_map(|(fault, call)| Event::Interrupted { fault, call }),
         (fault(), any::<(u32, u32, [u16; 2], bool)>(), text()).prop_map(
             |(fault, (broke_at, resumed_at, workers, exact), reason)| {

@@ -10,9 +10,10 @@ use protocol::job::{
     Scheduler, Terms, Warmup,
 };
 use protocol::message::{
-    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobView,
-    Join, LinkView, MeasuredLink, PairView, Part, PeerAnswer, Phase, Profile, Pulse, RecoveryView,
-    Resume, Role, SiteReport, Span, ToClient, ToCoordinator, ToWorker, WaitView, Work, WorkerView,
+    BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobTrace,
+    JobView, Join, LinkView, MeasuredLink, PairView, Part, PartTrace, PeerAnswer, Phase, Profile,
+    Pulse, RecoveryView, Resume, Role, RunTrace, SiteReport, Span, ToClient, ToCoordinator,
+    ToWorker, WaitView, Work, WorkerView,
 };
 use protocol::plan::netcheck::{self, LinkFigures};
 use protocol::plan::{Band, Branch, Fabric, Lack, Plan};
@@ -38,6 +39,7 @@ pub(super) fn all() -> Vec<Seed> {
             FromClient::Watch { job: JobId(1), payloads: true },
             FromClient::Cancel(JobId(1)),
             FromClient::Show { job: JobId(1), with: Part::Image },
+            FromClient::Show { job: JobId(1), with: Part::Trace },
             FromClient::Jobs { before: None, limit: 9, stages: JobStage::ALL.to_vec() },
         ]),
         to_client(),
@@ -224,8 +226,24 @@ fn report() -> SiteReport {
 fn profile() -> Profile {
     let span = |work, start_us| Span { work, start_us, took_us: 10 };
     let spans = vec![span(Work::Convolution, 0), span(Work::Wait(Rank(1)), 10)];
-    let phase = Phase::Denoising;
-    Profile { phase, call: 3, displaced: true, start_us: 1 << 50, took_us: 20, spans }
+    let (phase, posted) = (Phase::Denoising, vec![(Rank(1), 4096)]);
+    Profile { phase, call: 3, displaced: true, start_us: 1 << 50, took_us: 20, spans, posted }
+}
+
+fn trace() -> JobTrace {
+    let part = PartTrace {
+        rank: 1,
+        phase: Phase::Decoding,
+        call: 0,
+        displaced: false,
+        end_us: 900_000,
+        took_us: 80_000,
+        waited_us: 1000,
+        posted_bytes: 4096,
+    };
+    let (bands, links) = (Vec::new(), vec![LinkView { ranks: [0, 1], fabric: Fabric::Shm }]);
+    let run = RunTrace { bands, links, parts: vec![part], profiles: vec![(0, profile())] };
+    JobTrace { start_us: 1 << 50, runs: vec![run], detail_every: 2, left_out: 1 }
 }
 
 fn to_client() -> Vec<Vec<u8>> {
@@ -286,6 +304,7 @@ fn to_client() -> Vec<Vec<u8>> {
             recoveries: vec![recovery],
         }),
         event(Event::Failed { fault: fault() }),
+        event(Event::Traced { trace: trace() }),
         ToClient::Cluster(Box::new(cluster(bands))),
         link(Ok(FIGURES)),
         link(Err(fault())),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::cluster::{Cluster, Process, coordinator, eventually, free_address, join, text};
 
 /// Synchronous, so that its bits do not depend on where it was broken off.
-const JOB: [&str; 9] = [
+pub(super) const JOB: [&str; 9] = [
     "red apple",
     "--json",
     "--seed=1",
@@ -22,7 +22,7 @@ const JOB: [&str; 9] = [
 ];
 
 /// A coordinator that keeps its jobs in `folder`.
-fn serve(address: &str, folder: &Path) -> Process {
+pub(super) fn serve(address: &str, folder: &Path) -> Process {
     let data = folder.join("data").display().to_string();
     let arguments = ["serve", "--insecure", "--http=off", "--listen", address, "--data", &data];
     let process = Process::start("coordinator", &arguments);
@@ -30,7 +30,7 @@ fn serve(address: &str, folder: &Path) -> Process {
     process
 }
 
-fn cluster(folder: &Path) -> Cluster {
+pub(super) fn cluster(folder: &Path) -> Cluster {
     let address = free_address().to_string();
     let coordinator = serve(&address, folder);
     let workers = vec![join(&address), join(&address)];
