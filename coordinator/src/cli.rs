@@ -11,6 +11,7 @@ mod key;
 mod logging;
 mod netcheck;
 mod predict;
+mod preview;
 mod probe;
 mod progress;
 mod rendered;

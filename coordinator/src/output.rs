@@ -2,9 +2,11 @@
 
 mod latents;
 mod png;
+mod preview;
 
 pub use latents::Latents;
 pub use png::{Parameters, encode_png, write_png};
+pub use preview::{ENLARGED_MAX, PreviewError, preview, preview_png};
 
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;

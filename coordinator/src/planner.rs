@@ -267,6 +267,7 @@ pub(crate) mod tests {
             shards_max: 2,
             decode_bytes: 1000,
             work: ModelWork::default(),
+            preview: None,
         }
     }
 

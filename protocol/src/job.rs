@@ -1,9 +1,11 @@
 //! What is asked for, and what it becomes once every default is known.
 
+mod preview;
 mod shape;
 mod terms;
 mod work;
 
+pub use preview::{PreviewError, PreviewMap};
 pub use shape::UNetShape;
 pub use terms::Terms;
 pub use work::ModelWork;
@@ -477,6 +479,9 @@ pub struct ModelCard {
     pub decode_bytes: u32,
     /// What a call computes, exchanges and holds.
     pub work: ModelWork,
+    /// How a latent is shown before it is decoded; None if its decoder gives nothing to learn that from. It is
+    /// measured, so it may differ in the last bits between workers that hold the same model.
+    pub preview: Option<PreviewMap>,
 }
 
 impl ModelCard {

@@ -167,12 +167,14 @@ def ask_webui(url, key):
     work.start()
     seen = []
     deadline = time.monotonic() + PATIENCE
-    while len(seen) < 2 and time.monotonic() < deadline:
+    progress = client.get_progress()
+    # What is left is known in seconds, so not within the first.
+    while (len(seen) < 2 or progress["eta_relative"] == 0) and work.is_alive() and time.monotonic() < deadline:
         progress = client.get_progress()
         if progress["state"]["sampling_step"] > 0 and progress["progress"] not in seen:
             seen.append(progress["progress"])
         time.sleep(0.2)
-    check(len(seen) == 2 and 0 < seen[0] < seen[1] < 1, "webuiapi sees progress")
+    check(len(seen) >= 2 and 0 < seen[0] < seen[1] < 1, "webuiapi sees progress")
     check(progress["state"]["sampling_steps"] >= MANY_STEPS and progress["eta_relative"] > 0, "and how much is left")
     check(progress["current_image"] and picture(progress["current_image"]).size[0] > 0, "and the picture so far")
     client.interrupt()

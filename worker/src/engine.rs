@@ -8,6 +8,7 @@ mod calibration;
 pub mod cores;
 pub mod guidance;
 mod latent;
+mod preview;
 pub mod run;
 mod staleness;
 
@@ -102,6 +103,7 @@ pub enum EngineError {
 #[derive(Debug)]
 pub struct Engine {
     checkpoint: Arc<Checkpoint>,
+    card: ModelCard,
     isa: Isa,
     cores: Cores,
     speed: u64,
@@ -139,6 +141,8 @@ impl Engine {
         };
         let memory = device.map_or_else(Memory::default, Memory::Device);
         let speed = pool.install(|| calibration::speed(&checkpoint, &memory))?;
+        let preview = pool.install(|| preview::map(&checkpoint, &memory))?;
+        let card = ModelCard { preview, ..checkpoint.card().clone() };
         let (runs, queue) = mpsc::channel::<Run>();
         let model = Arc::clone(&checkpoint);
         let pulses = Pulses::default();
@@ -158,13 +162,13 @@ impl Engine {
                 }
             })
             .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { checkpoint, isa, cores, speed, activations, runs, pulses })
+        Ok(Self { checkpoint, card, isa, cores, speed, activations, runs, pulses })
     }
 
     /// What others need to know of the model.
     #[must_use]
     pub fn card(&self) -> &ModelCard {
-        self.checkpoint.card()
+        &self.card
     }
 
     /// The model's exchange points.

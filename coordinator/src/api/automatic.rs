@@ -10,7 +10,7 @@ use super::error::Refusal;
 use super::image::Format;
 use super::limits::{BODY_BYTES_MAX, IMAGES_MAX};
 use super::openai::Rendered;
-use super::{Api, preview, resource};
+use super::{Api, resource};
 use crate::identity::now;
 use actix_web::web::ServiceConfig;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -195,7 +195,7 @@ pub(super) async fn progress(
     let all = f64::from(u32::try_from(jobs.len()).unwrap_or(u32::MAX)).max(1.0);
     let done = (f64::from(ended) + part) / all;
     let image = match &current {
-        Some((record, latent)) if !skips => picture(record, latent),
+        Some((record, latent)) if !skips => api.picture(record, latent).await?,
         _ => None,
     };
     let interrupted =
@@ -213,7 +213,7 @@ pub(super) async fn progress(
             "job_count": jobs.len(), "job_timestamp": now().to_string(), "job_no": ended,
             "sampling_step": call, "sampling_steps": calls,
         },
-        "current_image": image, "textinfo": text,
+        "current_image": image.map(|png| BASE64_STANDARD.encode(png)), "textinfo": text,
     })))
 }
 
@@ -222,12 +222,6 @@ fn remaining(record: &JobRecord, part: f64) -> f64 {
     let since = record.started.map_or(0, |started| now().saturating_sub(started));
     let since = f64::from(u32::try_from(since).unwrap_or(u32::MAX));
     if part > 0.0 { since / part * (1.0 - part) } else { 0.0 }
-}
-
-/// The picture so far, as a file in base64.
-fn picture(record: &JobRecord, latent: &[u8]) -> Option<String> {
-    let geometry = record.geometry.filter(|_| !latent.is_empty())?;
-    preview::png(latent, geometry).map(|png| BASE64_STANDARD.encode(png))
 }
 
 /// End this caller's images.

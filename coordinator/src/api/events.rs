@@ -9,6 +9,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use futures_util::stream;
 use protocol::JobId;
+use protocol::job::PreviewMap;
 use protocol::message::{Event, FromClient, ToClient};
 use protocol::plan::Geometry;
 use serde_json::{Map, Value};
@@ -73,7 +74,7 @@ struct Follower {
     ends: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
     sent: u64,
-    geometry: Option<Geometry>,
+    look: Option<(Geometry, Option<PreviewMap>)>,
     ended: bool,
 }
 
@@ -87,7 +88,7 @@ impl Follower {
         let mut alive = interval(ALIVE_EVERY);
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         alive.reset();
-        Self { visit, job, alive, ends, _place: place, sent: 0, geometry: None, ended: false }
+        Self { visit, job, alive, ends, _place: place, sent: 0, look: None, ended: false }
     }
 
     /// The next message; None after the job's end, and when the coordinator hangs up or goes away.
@@ -110,16 +111,18 @@ impl Follower {
 
     /// What to send of an event; nothing of those that only commands ask for.
     fn tell(&mut self, event: &Event, payload: &[u8]) -> Option<Bytes> {
-        if let Event::Started { geometry, .. } = event {
-            self.geometry = Some(*geometry);
+        if let Event::Started { geometry, preview, .. } = event {
+            self.look = Some((*geometry, preview.clone()));
         }
         self.ended = matches!(event, Event::Finished { .. } | Event::Failed { .. });
         let (name, mut said) = named(event)?;
         match event {
-            Event::Probed { .. } | Event::Profiled { .. } => return None,
+            Event::Probed { .. } => return None,
+            // Numbers that only make a picture of a latent, which is what is told.
+            Event::Started { .. } => drop(said.remove("preview")),
             Event::Step { .. } => {
-                let shown = self.geometry.and_then(|geometry| preview::png(payload, geometry));
-                said.insert("preview".to_owned(), shown.map(|png| preview::data_uri(&png)).into());
+                let shown = self.shown(payload).map(|png| preview::data_uri(&png));
+                said.insert("preview".to_owned(), shown.into());
             }
             Event::Finished { .. } => {
                 said.insert("image".to_owned(), image_path(self.job).into());
@@ -129,6 +132,18 @@ impl Follower {
         self.sent += 1;
         let said = Value::Object(said);
         Some(Bytes::from(format!("id: {}\nevent: {name}\ndata: {said}\n\n", self.sent)))
+    }
+}
+
+impl Follower {
+    /// What a latent shows.
+    fn shown(&self, latent: &[u8]) -> Option<Vec<u8>> {
+        let (geometry, map) = self.look.as_ref()?;
+        let shown = preview::png(latent, *geometry, map.as_ref(), 1);
+        shown.unwrap_or_else(|refusal| {
+            tracing::warn!("{}: {refusal}", self.job);
+            None
+        })
     }
 }
 

@@ -2,15 +2,38 @@
 
 use super::error::Refusal;
 use super::{Api, JobPath};
+use crate::output;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use protocol::message::Part;
+use protocol::job::PreviewMap;
+use protocol::message::{JobRecord, Part};
 use protocol::plan::Geometry;
 
-/// A PNG of what a latent shows, in the latent's size; None for models that no map to colours is known of.
-pub(super) fn png(_latent: &[u8], _geometry: Geometry) -> Option<Vec<u8>> {
-    None
+/// A PNG of what a latent shows, so many times as large as it; None before there is a latent, and for models that no map to colours
+/// is known of.
+pub(super) fn png(
+    latent: &[u8],
+    geometry: Geometry,
+    map: Option<&PreviewMap>,
+    times: u32,
+) -> Result<Option<Vec<u8>>, Refusal> {
+    let Some(map) = map.filter(|_| !latent.is_empty()) else { return Ok(None) };
+    let png = output::preview_png(latent, geometry, map, times);
+    png.map(Some).map_err(|error| Refusal::internal(error.to_string()))
+}
+
+impl Api {
+    /// What the latent of a job shows, if there is one.
+    pub(super) async fn picture(
+        &self,
+        record: &JobRecord,
+        latent: &[u8],
+    ) -> Result<Option<Vec<u8>>, Refusal> {
+        let Some(geometry) = record.geometry else { return Ok(None) };
+        let map = self.gauge().await?.0.model.and_then(|card| card.preview);
+        png(latent, geometry, map.as_ref(), 1)
+    }
 }
 
 /// A PNG as a page can show it without asking for it.
@@ -33,8 +56,7 @@ pub(super) async fn show(
     path: web::Path<JobPath>,
 ) -> Result<HttpResponse, Refusal> {
     let (record, latent) = api.show(&request, path.job(), Part::Latent).await?;
-    let shown = record.geometry.filter(|_| !latent.is_empty());
-    let shown = shown.and_then(|geometry| png(&latent, geometry));
+    let shown = api.picture(&record, &latent).await?;
     let fresh = (CACHE_CONTROL, "no-store");
     Ok(match shown {
         Some(png) => HttpResponse::Ok().content_type("image/png").insert_header(fresh).body(png),

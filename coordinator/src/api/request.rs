@@ -105,6 +105,9 @@ pub(crate) struct RequestBody {
     /// Move bands within the image once a worker is found to be slower than its band is tall.
     #[serde(default)]
     pub(crate) rebalance: Option<bool>,
+    /// Whether ranks tell where their time goes: followers of its events hear of it as `profiled`.
+    #[serde(default)]
+    pub(crate) profile: Option<bool>,
     /// Whether it is rendered before others that wait.
     #[serde(default)]
     #[schema(schema_with = schema::optional_priority)]
@@ -144,6 +147,7 @@ impl From<RequestBody> for JobRequest {
             workers: body.workers,
             deterministic: body.deterministic.unwrap_or(unasked.deterministic),
             rebalance: body.rebalance.unwrap_or(unasked.rebalance),
+            profile: body.profile.unwrap_or(unasked.profile),
             ..unasked
         }
     }
@@ -176,6 +180,7 @@ impl From<&JobRecord> for RequestBody {
             workers: asked.workers,
             deterministic: Some(asked.deterministic),
             rebalance: Some(asked.rebalance),
+            profile: Some(asked.profile),
             priority: Some(record.priority),
         }
     }
@@ -280,7 +285,7 @@ mod tests {
             "seed": 18446744073709551615, "scheduler": "ddim", "warmup": "auto", "parallelism": "tensor",
             "mode": "stale", "gn_variance": "reference", "wire": "bf16", "dtype": "f16", "model": "tiny",
             "cfg_split": "on", "bands": "even", "decode": "tiled", "fabrics": ["tcp", "shm"], "workers": 2,
-            "deterministic": true, "rebalance": true, "priority": "high"}"#;
+            "deterministic": true, "rebalance": true, "profile": true, "priority": "high"}"#;
         let body = read(json).unwrap();
         assert_eq!(body.priority(), Priority::High);
         let asked: serde_json::Value = serde_json::from_str(json).unwrap();

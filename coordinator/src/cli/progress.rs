@@ -1,5 +1,6 @@
 //! What `submit` shows while it waits: a bar on a terminal, lines in a pipe, JSON when asked.
 
+use super::preview::{Picture, Screen};
 use crate::profile::Profiles;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::job::JobSpec;
@@ -20,6 +21,7 @@ const REDRAW: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Progress {
     style: Style,
+    screen: Option<Screen>,
     seed: Option<u64>,
     finished: Option<Finished>,
     bands: usize,
@@ -51,7 +53,37 @@ impl Progress {
             (_, _, true) => Style::Bar(bar()),
             _ => Style::Lines,
         };
-        Self { style, seed: None, finished: None, bands: 0, calls: 0 }
+        Self { style, screen: None, seed: None, finished: None, bands: 0, calls: 0 }
+    }
+
+    /// Shows previews on `screen`, if there is one.
+    pub(super) fn with_previews(mut self, screen: Option<Screen>) -> Self {
+        self.screen = screen;
+        self
+    }
+
+    /// Whether a preview would be shown.
+    pub(super) fn wants_preview(&self) -> bool {
+        self.screen.as_ref().is_some_and(Screen::is_due)
+    }
+
+    /// Shows how the image looks by now, or that it cannot be told.
+    pub(super) fn preview(
+        &mut self,
+        picture: Result<Option<Picture>, impl std::fmt::Display>,
+    ) -> io::Result<()> {
+        let (Style::Bar(bar), Some(screen)) = (&self.style, &mut self.screen) else {
+            return Ok(());
+        };
+        match picture {
+            Ok(Some(picture)) => screen.show(bar, &picture),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                let said = screen.print(bar, &format!("note: no previews: {error}"));
+                self.screen = None;
+                said
+            }
+        }
     }
 
     pub(super) fn accepted(&mut self, job: JobId, ahead: u32) -> io::Result<()> {
@@ -67,10 +99,7 @@ impl Progress {
         match &self.style {
             Style::Json => say(&flat(event)),
             Style::Quiet => Ok(()),
-            Style::Bar(bar) => {
-                draw(bar, event);
-                Ok(())
-            }
+            Style::Bar(bar) => draw(bar, self.screen.as_mut(), event),
             Style::Lines => line(event).map_or(Ok(()), |line| say(&line)),
         }
     }
@@ -279,7 +308,7 @@ fn template(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is a constant")
 }
 
-fn draw(bar: &ProgressBar, event: &Event) {
+fn draw(bar: &ProgressBar, screen: Option<&mut Screen>, event: &Event) -> io::Result<()> {
     match event {
         Event::Step { call, calls, .. } => {
             bar.set_length((*calls).into());
@@ -304,8 +333,10 @@ fn draw(bar: &ProgressBar, event: &Event) {
                 // The first step corrects it for samplers that take several calls a step.
                 bar.set_length(spec.steps.into());
             }
-            if let Some(line) = line(event) {
-                bar.println(line);
+            match (line(event), screen) {
+                (Some(line), Some(screen)) => screen.print(bar, &line)?,
+                (Some(line), None) => bar.println(line),
+                (None, _) => {}
             }
         }
         Event::Queued { .. } => {
@@ -316,6 +347,7 @@ fn draw(bar: &ProgressBar, event: &Event) {
         Event::Finished { .. } | Event::Failed { .. } => bar.finish_and_clear(),
         _ => {}
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -4,14 +4,15 @@ mod terms;
 
 use self::terms::TermsArgs;
 use super::cluster::ClusterArgs;
+use super::preview::{Picture, PreviewArg, Screen};
 use super::progress::{Progress, say};
 use super::request::RequestArgs;
 use crate::client::{ClientError, Destination, Submission};
-use crate::output::{Latents, Parameters, check_writable, write_png, write_whole};
+use crate::output::{Latents, Parameters, check_writable, preview, write_png, write_whole};
 use crate::profile::{self, Profiles};
 use anyhow::bail;
 use bytes::Bytes;
-use protocol::job::JobRequest;
+use protocol::job::{JobRequest, PreviewMap};
 use protocol::message::{BandView, Event, JobTrace, RunTrace};
 use protocol::plan::Geometry;
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ pub(super) struct SubmitArgs {
     /// [calls, channels, rows, columns].
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
+    /// Show the image as it comes to be, in a terminal.
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = PreviewArg::Auto)]
+    preview: PreviewArg,
     /// Print where the workers' time went, by kind of layer and by peer waited for, and write when they did
     /// what: a trace that Perfetto (ui.perfetto.dev) and Chrome show.
     #[arg(long, value_name = "FILE.json")]
@@ -51,9 +55,11 @@ pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
     if !arguments.terms.detached() {
         check_outputs(&arguments)?;
     }
+    let quiet = arguments.json || arguments.quiet || arguments.terms.detached();
+    let screen = arguments.preview.screen(quiet)?;
     let work = async |to: &Destination| match arguments.terms.detached() {
         true => detach(&arguments, to).await,
-        false => render(&arguments, to).await,
+        false => render(&arguments, screen, to).await,
     };
     arguments.cluster.run(&arguments.request, work).await
 }
@@ -85,12 +91,18 @@ struct Heard {
     started: Option<(Parameters, Geometry)>,
     latents: Latents,
     runs: Vec<RunTrace>,
+    preview: Option<PreviewMap>,
 }
 
-async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
-    let mut progress = Progress::new(arguments.json, arguments.quiet);
+async fn render(
+    arguments: &SubmitArgs,
+    screen: Option<Screen>,
+    to: &Destination,
+) -> anyhow::Result<()> {
     let local = arguments.cluster.local();
-    let request = arguments.request.request(local, arguments.save_latents.is_some());
+    let latents = arguments.save_latents.is_some() || screen.is_some();
+    let mut progress = Progress::new(arguments.json, arguments.quiet).with_previews(screen);
+    let request = arguments.request.request(local, latents);
     let profile = arguments.profile.is_some() || arguments.trace;
     let request = JobRequest { profile, ..request };
     let mut submission = Submission::on_terms(to, request, arguments.terms.terms()).await?;
@@ -114,6 +126,7 @@ async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> 
                     parameters.latent.clone_from(latent);
                 }
                 heard.write(arguments, &payload)?;
+                progress.preview(heard.image(&payload))?;
                 progress.event(&event)?;
                 progress.written(&arguments.out, arguments.save_latents.as_deref())?;
                 if let Some(path) = &arguments.profile {
@@ -121,13 +134,19 @@ async fn render(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> 
                 }
                 return Ok(());
             }
-            Event::Started { spec, model, geometry, bands, .. } => {
+            Event::Started { spec, model, geometry, bands, preview, .. } => {
                 let parameters = Parameters::new((**spec).clone(), model.clone(), bands);
                 heard.runs.push(shared(bands));
                 heard.started = Some((parameters, *geometry));
+                heard.preview.clone_from(preview);
             }
-            Event::Step { call, .. } if arguments.save_latents.is_some() => {
-                heard.latents.put(usize::try_from(*call)?, payload);
+            Event::Step { call, .. } => {
+                if progress.wants_preview() {
+                    progress.preview(heard.picture(&payload))?;
+                }
+                if arguments.save_latents.is_some() {
+                    heard.latents.put(usize::try_from(*call)?, payload);
+                }
             }
             Event::Resumed { bands, .. } => {
                 heard.runs.push(shared(bands));
@@ -165,6 +184,23 @@ impl Heard {
             profiles.add(*rank, profile.clone());
         }
         profiles
+    }
+
+    /// What the latent after a step looks like.
+    fn picture(&self, latent: &Bytes) -> anyhow::Result<Option<Picture>> {
+        let Some((_, geometry)) = &self.started else { return Ok(None) };
+        let Some(map) = &self.preview else {
+            bail!("the workers could not tell how their model's latents look");
+        };
+        let pixels = preview(latent, *geometry, map)?;
+        Ok(Picture::new(geometry.columns, geometry.rows, &pixels))
+    }
+
+    /// What it is in the end.
+    fn image(&self, pixels: &Bytes) -> anyhow::Result<Option<Picture>> {
+        let size =
+            self.started.as_ref().map(|(Parameters { spec, .. }, _)| (spec.width, spec.height));
+        Ok(size.and_then(|(width, height)| Picture::new(width, height, pixels)))
     }
 
     fn write(&self, arguments: &SubmitArgs, pixels: &Bytes) -> anyhow::Result<()> {

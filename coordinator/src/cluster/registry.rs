@@ -58,6 +58,12 @@ impl Registry {
             let cause = format!("this worker's model renders no image: {error}");
             Fault::new(FaultKind::ModelMismatch, cause)
         })?;
+        if let Some(map) = &join.model.preview {
+            map.check(join.model.latent_channels).map_err(|error| {
+                let cause = format!("this worker's model card is damaged: {error}");
+                Fault::new(FaultKind::ModelMismatch, cause)
+            })?;
+        }
         if let Some(card) = self.model().filter(|card| !same_model(card, &join.model)) {
             return Err(Fault::new(FaultKind::ModelMismatch, mismatch(card, &join.model)));
         }
@@ -354,6 +360,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::planner::cost::preset;
     use crate::planner::tests::card;
+    use protocol::job::PreviewMap;
     use protocol::plan::Offer;
     use std::net::Ipv4Addr;
 
@@ -432,6 +439,29 @@ pub(crate) mod tests {
                 assert_eq!(fault.kind, FaultKind::ModelMismatch, "{fault}");
             }
         }
+    }
+
+    #[test]
+    fn a_preview_map_that_is_none_is_refused_and_one_that_differs_is_not() {
+        let map = PreviewMap { weights: vec![[0.1; 3]; 4], offset: [0.5; 3] };
+        let with = |preview: &PreviewMap| {
+            let mut join = join("a");
+            join.model.preview = Some(preview.clone());
+            join
+        };
+        let mut registry = Registry::default();
+        let mut wrong = map.clone();
+        wrong.weights[3][0] = f32::NAN;
+        let short = PreviewMap { weights: vec![[0.1; 3]; 3], ..map.clone() };
+        for (wrong, words) in [(wrong, "`NaN` at channel 3"), (short, "3 channels, its latent 4")] {
+            let fault = registry.admit(with(&wrong), PEER, None).unwrap_err();
+            assert_eq!(fault.kind, FaultKind::ModelMismatch);
+            assert!(fault.cause.contains("preview map") && fault.cause.contains(words), "{fault}");
+        }
+        registry.admit(with(&map), PEER, None).unwrap();
+        let other = PreviewMap { offset: [0.4; 3], ..map };
+        registry.admit(with(&other), PEER, None).unwrap();
+        registry.admit(join("none"), PEER, None).unwrap();
     }
 
     #[test]

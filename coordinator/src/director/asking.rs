@@ -236,7 +236,7 @@ fn of_ended(ended: EndedJob) -> JobRecord {
 /// Adds what an event of a job that ended tells of it.
 fn took_place(record: &mut JobRecord, event: Event) {
     match event {
-        Event::Started { spec, model, geometry, bands, reason } => {
+        Event::Started { spec, model, geometry, bands, reason, .. } => {
             record.spec = Some(*spec);
             record.model = Some(model);
             record.geometry = Some(geometry);

@@ -282,9 +282,11 @@ impl Director {
     }
 
     pub(super) fn started(&self, plan: &Plan, reason: String) -> Event {
-        let model = self.registry.model().map_or_else(String::new, |card| card.name.clone());
+        let card = self.registry.model();
+        let model = card.map_or_else(String::new, |card| card.name.clone());
+        let preview = card.and_then(|card| card.preview.clone());
         let (spec, geometry) = (Box::new(plan.spec.clone()), plan.geometry);
-        Event::Started { spec, model, geometry, bands: super::view::bands(plan), reason }
+        Event::Started { spec, model, geometry, bands: super::view::bands(plan), reason, preview }
     }
 
     /// Gives every rank its part.

@@ -5,7 +5,7 @@ use super::{JobTrace, Profile};
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::identity::Token;
-use crate::job::{JobRequest, JobSpec, ModelCard, Terms};
+use crate::job::{JobRequest, JobSpec, ModelCard, PreviewMap, Terms};
 use crate::plan::netcheck::LinkFigures;
 use crate::plan::{Fabric, Geometry, Lack, Offer, Plan, SiteSpec};
 use serde::{Deserialize, Serialize};
@@ -372,6 +372,8 @@ pub enum Event {
         bands: Vec<BandView>,
         /// Why the work is shared this way.
         reason: String,
+        /// How its latents are shown before they are decoded, if its model's workers know.
+        preview: Option<PreviewMap>,
     },
     /// Something the user should see.
     Notice {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, ModelWork,
-    Parallelism, Priority, Scheduler, Terms, Warmup, Wire,
+    Parallelism, PreviewMap, Priority, Scheduler, Terms, Warmup, Wire,
 };
 use protocol::message::{
     DataHead, Enrolment, FromClient, Greeting, Hello, JobStage, Join, Part, PeerAnswer, PeerHello,
@@ -154,10 +154,16 @@ fn model_work() -> impl Strategy<Value = ModelWork> {
     })
 }
 
+fn preview() -> impl Strategy<Value = PreviewMap> {
+    let colour = || prop::array::uniform3(-2.0..2.0_f32);
+    (vec(colour(), 0..20), colour()).prop_map(|(weights, offset)| PreviewMap { weights, offset })
+}
+
 fn card() -> impl Strategy<Value = ModelCard> {
     let sizes = any::<(u32, u32, u32, (u32, u32), u64, (u32, u32))>();
-    (text(), text(), text(), dtype(), scheduler(), sizes, model_work()).prop_map(
-        |(name, digest, family, dtype, scheduler, sizes, work)| {
+    let counted = (model_work(), option::of(preview()));
+    (text(), text(), text(), dtype(), scheduler(), sizes, counted).prop_map(
+        |(name, digest, family, dtype, scheduler, sizes, (work, preview))| {
             let (latent_channels, vae_factor, row_unit, native, weight_bytes, most) = sizes;
             ModelCard {
                 name,
@@ -174,6 +180,7 @@ fn card() -> impl Strategy<Value = ModelCard> {
                 shards_max: most.0,
                 decode_bytes: most.1,
                 work,
+                preview,
             }
         },
     )

@@ -24,6 +24,7 @@ pub fn card() -> ModelCard {
         shards_max: 1,
         decode_bytes: 1,
         work: ModelWork::default(),
+        preview: None,
     }
 }
 

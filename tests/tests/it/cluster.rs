@@ -12,6 +12,7 @@ mod jobs;
 mod membership;
 mod memory;
 mod output;
+mod preview;
 mod probe;
 mod profile;
 mod refusal;

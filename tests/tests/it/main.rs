@@ -10,6 +10,7 @@ mod golden_distri;
 mod golden_single;
 mod gpu;
 mod parity;
+mod preview;
 mod resume;
 mod simulation;
 mod tidy;

@@ -447,6 +447,7 @@ impl Facts<'_> {
             decode_bytes: small(self.vae.config().bytes_per_pixel()),
             shards_max: small(self.unet.config().shards_max()),
             work: self.unet.config().work(),
+            preview: None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `AutoencoderKL`'s decoder, over a band of the latent.
 
 mod config;
+mod preview;
 mod tiles;
 
 pub use config::VaeConfig;

@@ -6,11 +6,13 @@ use crate::api::error::Refusal;
 use crate::api::image::Format;
 use crate::api::preview;
 use crate::identity::now;
+use crate::output::ENLARGED_MAX;
 use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpRequest, HttpResponse, web};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use bytes::Bytes;
 use futures_util::stream;
+use protocol::job::PreviewMap;
 use protocol::message::{Event, ToClient};
 use protocol::plan::Geometry;
 use serde_json::{Value, json};
@@ -46,8 +48,8 @@ struct Told {
     format: Format,
     /// How many it was shown.
     shown: u8,
-    /// The latent's shape, and the image's size.
-    look: Option<(Geometry, (u32, u32))>,
+    /// The latent's shape, how it looks, and the image's size.
+    look: Option<(Geometry, Option<PreviewMap>, (u32, u32))>,
     ended: bool,
 }
 
@@ -60,8 +62,8 @@ impl Told {
             };
             let ToClient::Event { event, .. } = message else { continue };
             match event {
-                Event::Started { geometry, spec, .. } => {
-                    self.look = Some((geometry, (spec.width, spec.height)));
+                Event::Started { geometry, spec, preview, .. } => {
+                    self.look = Some((geometry, preview, (spec.width, spec.height)));
                 }
                 Event::Step { call, calls, .. } => {
                     if let Some(message) = self.partial(call, calls, &payload) {
@@ -81,16 +83,24 @@ impl Told {
         if !is_due(call, calls, self.shown, self.partial) {
             return None;
         }
-        let (geometry, size) = self.look?;
-        let png = preview::png(latent, geometry)?;
+        let (geometry, map, size) = self.look.as_ref()?;
+        // As large as the image will be, where that is not too much.
+        let times = geometry.vae_factor.min(ENLARGED_MAX);
+        let png = match preview::png(latent, *geometry, map.as_ref(), times) {
+            Ok(png) => png?,
+            Err(refusal) => {
+                tracing::warn!("{}: {refusal}", self.commission.job);
+                return None;
+            }
+        };
         let index = self.shown;
         self.shown += 1;
         let file = BASE64_STANDARD.encode(png);
-        // A preview is a PNG, in the latent's size, whatever the image will be.
+        // It is a PNG, whatever the image will be.
         Some(said(
             "image_generation.partial_image",
             json!({
-                "b64_json": file, "partial_image_index": index, "created_at": now(), "size": named(size),
+                "b64_json": file, "partial_image_index": index, "created_at": now(), "size": named(*size),
                 "output_format": Format::Png, "quality": "auto", "background": "opaque",
             }),
         ))

@@ -73,6 +73,7 @@ pub fn card(name: &str) -> Option<ModelCard> {
         shards_max: 1,
         decode_bytes,
         work,
+        preview: None, // nothing is rendered
     })
 }
 

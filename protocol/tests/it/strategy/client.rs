@@ -1,6 +1,6 @@
 //! What clients hear.
 
-use super::{address, card, fault, geometry, link_figures, phase, profile, spec, text};
+use super::{address, card, fault, geometry, link_figures, phase, preview, profile, spec, text};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -73,10 +73,12 @@ fn event() -> impl Strategy<Value = Event> {
             workers,
             wanted
         }),
-        (spec(), text(), geometry(), bands).prop_map(|(spec, model, geometry, bands)| {
-            let reason = spec.prompt.clone();
-            Event::Started { spec: Box::new(spec), model, geometry, bands, reason }
-        }),
+        (spec(), text(), geometry(), bands, option::of(preview())).prop_map(
+            |(spec, model, geometry, bands, preview)| {
+                let reason = spec.prompt.clone();
+                Event::Started { spec: Box::new(spec), model, geometry, bands, reason, preview }
+            }
+        ),
         text().prop_map(|text| Event::Notice { text }),
         phase().prop_map(|phase| Event::Phase { phase }),
         any::<(u32, u32)>().prop_map(|(call, calls)| Event::Step {

@@ -7,7 +7,7 @@ use protocol::handshake::{PeerHandshake, hello};
 use protocol::identity::Fingerprint;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, ModelCard, ModelWork, Parallelism,
-    Scheduler, Terms, Warmup,
+    PreviewMap, Scheduler, Terms, Warmup,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobTrace,
@@ -130,7 +130,12 @@ fn card() -> ModelCard {
         shards_max: 5,
         decode_bytes: 2048,
         work: ModelWork { cell: 4, sites: 155, ..ModelWork::default() },
+        preview: Some(preview()),
     }
+}
+
+fn preview() -> PreviewMap {
+    PreviewMap { weights: vec![[0.25, -0.5, 0.125]; 4], offset: [0.5; 3] }
 }
 
 fn request() -> JobRequest {
@@ -276,6 +281,7 @@ fn to_client() -> Vec<Vec<u8>> {
             geometry: plan.geometry,
             bands: bands.clone(),
             reason: "even".to_owned(),
+            preview: Some(preview()),
         }),
         event(Event::Interrupted { fault: fault(), call: 7 }),
         event(Event::Resumed {
