@@ -21,6 +21,7 @@ mod metrics;
 mod models;
 mod openai;
 mod openapi;
+mod page;
 mod preview;
 mod request;
 mod schema;
@@ -172,6 +173,8 @@ fn routes(config: &mut ServiceConfig) {
         .service(resource("/v1/models", "GET").route(web::get().to(models::list)))
         .service(resource("/v1/images/generations", "POST").route(web::post().to(openai::generate)))
         .configure(automatic::routes)
+        .service(resource("/", "GET").route(web::get().to(page::show)))
+        .service(resource("/ui/{file}", "GET").route(web::get().to(page::show)))
         .service(resource("/healthz", "GET").route(web::get().to(health::alive)))
         .service(resource("/readyz", "GET").route(web::get().to(health::ready)))
         .service(resource("/metrics", "GET").route(web::get().to(metrics::show)))

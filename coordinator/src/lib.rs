@@ -16,3 +16,4 @@ pub mod output;
 pub mod planner;
 pub mod probe;
 pub mod profile;
+pub mod ui;

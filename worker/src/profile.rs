@@ -109,7 +109,9 @@ mod tests {
         begin(true);
         drop(span(Work::Linear));
         drop(span(Work::Norm));
-        [(Rank(2), 5), (Rank(1), 7), (Rank(2), 6)].map(|(peer, bytes)| post(peer, bytes));
+        for (peer, bytes) in [(Rank(2), 5), (Rank(1), 7), (Rank(2), 6)] {
+            post(peer, bytes);
+        }
         let profile = end(Phase::Denoising, 3, true).unwrap();
         assert_eq!(profile.posted, [(Rank(1), 7), (Rank(2), 11)]);
         let works: Vec<Work> = profile.spans.iter().map(|span| span.work).collect();

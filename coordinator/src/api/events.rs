@@ -26,8 +26,9 @@ const ALIVE_EVERY: Duration = Duration::from_secs(15);
 /// Follow a job to its end.
 ///
 /// Each message has an `id` that counts, an `event` that names what happened, and its data as one line of JSON: `queued`,
-/// `started`, `notice`, `interrupted`, `resumed`, `phase`, `step`, and at the end `finished` or `failed`. A follower that comes late
-/// hears `started` and the last `step` again, or at once the end. Every 15 seconds there is a comment, `: alive`.
+/// `started`, `notice`, `interrupted`, `resumed`, `phase`, `step`, `profiled` of a job that asks for it, and at the end `finished` or
+/// `failed`. A follower that comes late hears `started` and the last `step` again, or at once the end. Every 15 seconds there
+/// is a comment, `: alive`.
 #[utoipa::path(
     get, operation_id = "follow_job", path = "/v1/jobs/{id}/events", tag = "jobs", params(JobPath),
     responses(

@@ -105,13 +105,13 @@ pub(crate) struct RequestBody {
     /// Move bands within the image once a worker is found to be slower than its band is tall.
     #[serde(default)]
     pub(crate) rebalance: Option<bool>,
-    /// Whether ranks tell where their time goes: followers of its events hear of it as `profiled`.
-    #[serde(default)]
-    pub(crate) profile: Option<bool>,
     /// Whether it is rendered before others that wait.
     #[serde(default)]
     #[schema(schema_with = schema::optional_priority)]
     pub(crate) priority: Option<Priority>,
+    /// Tell where each worker's time goes, in events `profiled`.
+    #[serde(default)]
+    pub(crate) profile: Option<bool>,
 }
 
 impl RequestBody {
@@ -180,8 +180,8 @@ impl From<&JobRecord> for RequestBody {
             workers: asked.workers,
             deterministic: Some(asked.deterministic),
             rebalance: Some(asked.rebalance),
-            profile: Some(asked.profile),
             priority: Some(record.priority),
+            profile: Some(asked.profile),
         }
     }
 }
@@ -285,7 +285,7 @@ mod tests {
             "seed": 18446744073709551615, "scheduler": "ddim", "warmup": "auto", "parallelism": "tensor",
             "mode": "stale", "gn_variance": "reference", "wire": "bf16", "dtype": "f16", "model": "tiny",
             "cfg_split": "on", "bands": "even", "decode": "tiled", "fabrics": ["tcp", "shm"], "workers": 2,
-            "deterministic": true, "rebalance": true, "profile": true, "priority": "high"}"#;
+            "deterministic": true, "rebalance": true, "priority": "high", "profile": true}"#;
         let body = read(json).unwrap();
         assert_eq!(body.priority(), Priority::High);
         let asked: serde_json::Value = serde_json::from_str(json).unwrap();
@@ -293,7 +293,7 @@ mod tests {
         let request = JobRequest::from(body);
         assert_eq!((request.seed, request.warmup), (Some(u64::MAX), Warmup::Auto));
         assert_eq!(request.fabrics, [Fabric::Tcp, Fabric::Shm]);
-        assert!(request.deterministic && request.rebalance);
+        assert!(request.deterministic && request.rebalance && request.profile);
     }
 
     #[test]

@@ -59,13 +59,13 @@ fn whatever_happens_every_job_ends_once_with_its_image() {
 
 /// One break-off that finds the first link to be cut, one for each of the two fabrics that finds all the others, and one
 /// more where whoever was left out at first is taken in for those who reach it.
-const PARTED_BREAKS: u64 = 4;
+const PARTED_BREAKS: usize = 4;
 
 #[test]
 fn workers_that_are_parted_for_good_end_their_job_on_the_faster_side_after_few_tries() {
     let parted = number("TESSERA_SIMULATION_PARTED");
     let seeds = parted.map_or(0..SEEDS, |seed| seed..seed + 1);
-    let (mut breaks, mut slower) = ([0; 1 + PARTED_BREAKS as usize], 0);
+    let (mut breaks, mut slower) = ([0; 1 + PARTED_BREAKS], 0);
     for seed in seeds {
         let seen = run_parted(seed).unwrap_or_else(|failure| panic!("{failure}"));
         let story = || {
@@ -73,8 +73,9 @@ fn workers_that_are_parted_for_good_end_their_job_on_the_faster_side_after_few_t
             format!("seed {seed}: {:?} on {:?} of {:?}", seen.report, seen.ranks, seen.speeds)
         };
         assert_eq!(seen.report.jobs, 1, "{}", story());
-        assert!(seen.report.recoveries <= PARTED_BREAKS, "{}", story());
-        breaks[usize::try_from(seen.report.recoveries).expect("few")] += 1;
+        let recoveries = usize::try_from(seen.report.recoveries).expect("few");
+        assert!(recoveries <= PARTED_BREAKS, "{}", story());
+        breaks[recoveries] += 1;
         // Unless the job had ended before, which takes both.
         if let Some(gone) = seen.ranks.iter().position(|ranks| *ranks == 0) {
             slower += u64::from(seen.speeds[1 - gone] < seen.speeds[gone]);

@@ -19,8 +19,8 @@ use std::process::ExitCode;
 /// with --trace or --profile it has instead, by the workers' own clocks, the layers in each call, and a track for
 /// each direction of each link: when its receiver waited, and the bytes of each call.
 ///
-/// It is kept with the job. What is known only while it is rendered, that of calls before a coordinator was started again,
-/// is not in it. Of a job of many long calls the layers of every second, fourth, ... are kept.
+/// It is kept with the job. Calls before the coordinator was last started are not in it. Of a job of many long calls
+/// the layers of every second, fourth, ... are kept.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TraceArgs {
     /// The job, by its number: one that ended, or as far as it is.

@@ -3,4 +3,5 @@
 mod access;
 mod asking;
 mod images;
+mod page;
 mod service;
