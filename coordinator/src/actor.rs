@@ -1,12 +1,18 @@
 //! The coordinator's actors: the only place in this crate with actix and listening sockets.
 
+mod files;
 pub mod session;
 pub mod supervisor;
 pub mod visit;
 
-use crate::director::{Director, Standing, Tallies};
+use crate::director::{ClientId, Director, Standing, Tallies};
+use crate::files::Files;
 use crate::identity::Access;
 use actix::{Actor, Addr};
+use bytes::Bytes;
+use files::Uploads;
+use protocol::Fault;
+use protocol::job::FileDigest;
 use protocol::message::ClusterView;
 use session::Door;
 use std::future::Future;
@@ -27,6 +33,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 pub struct Coordinator {
     address: SocketAddr,
     supervisor: Addr<Supervisor>,
+    files: Files,
     admitted: Arc<AtomicUsize>,
 }
 
@@ -37,16 +44,40 @@ impl Coordinator {
     /// # Errors
     /// If the address cannot be listened on.
     pub async fn start(address: &str, access: Access, director: Director) -> std::io::Result<Self> {
+        Self::start_with(address, access, director, Files::temporary()?).await
+    }
+
+    /// The same, with the files of its jobs in `files`.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn start_with(
+        address: &str,
+        access: Access,
+        mut director: Director,
+        files: Files,
+    ) -> std::io::Result<Self> {
+        director.files_found(files.all());
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let admitted = Arc::new(AtomicUsize::new(0));
-        let supervisor = Supervisor::new(director, Arc::clone(&admitted)).start();
+        let supervisor = Supervisor::new(director, files.clone(), Arc::clone(&admitted)).start();
         if let Access::Members(keeper) = &access {
             actix::spawn(Arc::clone(keeper).follow());
         }
-        let door = Arc::new(Door::new(supervisor.clone(), access));
+        let door = Arc::new(Door::new(supervisor.clone(), access, files.clone()));
         actix::spawn(session::accept(listener, door));
-        Ok(Self { address, supervisor, admitted })
+        Ok(Self { address, supervisor, files, admitted })
+    }
+
+    /// Keeps a file that `client`, who is in this process, submits jobs with: for as long as it is there, or a job
+    /// names it.
+    ///
+    /// # Errors
+    /// If it is too large, or cannot be kept.
+    pub async fn keep_file(&self, client: ClientId, bytes: Bytes) -> Result<FileDigest, Fault> {
+        let uploads = Uploads::new(client, self.files.clone(), self.supervisor.clone());
+        uploads.keep(bytes).await
     }
 
     /// How many workers it let in so far.

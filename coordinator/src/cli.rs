@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod completions;
 mod drain;
+mod given;
 mod http;
 mod identity;
 mod jobs;

@@ -1,14 +1,16 @@
 //! A command's connection to a coordinator.
 
+mod given;
 mod submission;
 
+pub use given::GivenFile;
 pub use submission::{RETURN_PATIENCE, Submission};
 
 use bytes::Bytes;
 use protocol::codec::Limits;
 use protocol::handshake::{hello, read_greeting};
 use protocol::identity;
-use protocol::job::{JobRequest, Terms};
+use protocol::job::{FileDigest, JobRequest, Terms};
 use protocol::message::{ClusterView, FromClient, JobRecord, JobStage, Part, Role, ToClient};
 use protocol::plan::Fabric;
 use protocol::tls::Security;
@@ -33,6 +35,14 @@ pub enum ClientError {
     Absent {
         /// Where it was looked for.
         address: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// A file that a job is rendered with cannot be read.
+    #[error("the file {file} cannot be read: {cause}")]
+    Unreadable {
+        /// Which one.
+        file: FileDigest,
         /// What the system said.
         cause: String,
     },
@@ -93,7 +103,7 @@ impl Client {
         let connected = security.connect(address, identity::Role::Coordinator).await;
         let connection = connected.map_err(|error| absent(&error))?;
         let mut reader = FrameReader::new(connection.reading, Limits::CONTROL);
-        let mut writer = FrameWriter::new(connection.writing, Limits::NO_PAYLOAD);
+        let mut writer = FrameWriter::new(connection.writing, Limits::FILES);
         writer.send(&hello(Role::Client), &[]).await.map_err(|error| absent(&error))?;
         let secured = || match security {
             Security::Insecure => "; if it was started with an identity, leave --insecure out",

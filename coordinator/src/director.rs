@@ -6,6 +6,7 @@
 
 mod ailing;
 mod asking;
+mod files;
 #[cfg(test)]
 mod fixture;
 mod jobs;
@@ -34,8 +35,10 @@ use crate::job::state::RunState;
 use crate::job::store::{Keep, Store};
 use crate::job::trace::Recorder;
 use bytes::Bytes;
+use files::Shelf;
 use keeping::Unstored;
 use measuring::Checking;
+use protocol::job::FileDigest;
 use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Fabric;
 use protocol::{JobId, RunId, WorkerId};
@@ -69,6 +72,15 @@ pub enum Effect {
     },
     /// End the session with a worker that is taken for lost: it may be alive, and must learn of it.
     Dismiss(WorkerId),
+    /// Send a file to a worker.
+    Provide {
+        /// The worker.
+        worker: WorkerId,
+        /// The file.
+        file: FileDigest,
+    },
+    /// Let go of a file: nobody needs it any more.
+    Forget(FileDigest),
 }
 
 /// The coordinator's decisions.
@@ -97,6 +109,7 @@ pub struct Director {
     shutting_down: bool,
     tallies: Tallies,
     effects: Vec<Effect>,
+    shelf: Shelf,
 }
 
 /// Who hears of a job.
@@ -192,6 +205,7 @@ impl Director {
             shutting_down: false,
             tallies: Tallies::default(),
             effects: Vec::new(),
+            shelf: Shelf::default(),
         }
     }
 
@@ -233,6 +247,7 @@ impl Director {
         self.resting.retain(|_, until| now < *until);
         self.store_ends();
         self.go_on();
+        self.tidy_shelf();
     }
 
     /// Stops every job, and starts no more. Those that are kept are gone on with by the next coordinator; others end.
@@ -250,7 +265,10 @@ fn because(cause: &str) -> String {
 /// The run that a message is about.
 fn run_of(message: &ToCoordinator) -> Option<RunId> {
     match message {
-        ToCoordinator::Alive { .. } | ToCoordinator::Leaving => None,
+        ToCoordinator::Alive { .. }
+        | ToCoordinator::Leaving
+        | ToCoordinator::Holds { .. }
+        | ToCoordinator::Unheld { .. } => None,
         ToCoordinator::Notice { run, .. }
         | ToCoordinator::Entered { run, .. }
         | ToCoordinator::Stepped { run, .. }

@@ -5,6 +5,7 @@ mod branches;
 pub mod cost;
 mod decode;
 pub mod fabrics;
+mod given;
 mod memory;
 mod pairs;
 mod reason;
@@ -177,8 +178,9 @@ pub fn place<'a>(
     let placed: Vec<&Candidate> = shares.iter().map(|share| &candidates[share.worker]).collect();
     let (decode, why) = decode::fit(spec.decode, &bands, &placed, (geometry, card.decode_bytes));
     reason += &why;
+    let encode = given::encode_bytes(&spec, card);
     if spec.parallelism.has_bands() {
-        memory::check(image, &shares, &placed)?;
+        memory::check((image, encode), &shares, &placed)?;
     }
     let spec = JobSpec { decode, ..spec };
     let members = shares.iter().zip(bands).map(|(share, decodes)| {
@@ -268,6 +270,7 @@ pub(crate) mod tests {
             decode_bytes: 1000,
             work: ModelWork::default(),
             preview: None,
+            encode_bytes: 8,
         }
     }
 

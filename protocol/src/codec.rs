@@ -7,6 +7,7 @@
 //!   may hold, so that a few bytes cannot claim much memory.
 //! - **C-3**: a body is its message and nothing else; trailing bytes are an error.
 
+use crate::job::CHUNK_BYTES;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +59,10 @@ impl Limits {
     /// For a receiver of control messages none of which has a payload.
     pub const NO_PAYLOAD: Self =
         Self { body_bytes_max: CONTROL_BODY_BYTES_MAX, payload_bytes_max: 0 };
+
+    /// For a receiver of control messages whose payloads are parts of files.
+    pub const FILES: Self =
+        Self { body_bytes_max: CONTROL_BODY_BYTES_MAX, payload_bytes_max: CHUNK_BYTES };
 
     /// For a link whose largest slot has `payload_bytes_max` bytes.
     #[must_use]

@@ -9,7 +9,7 @@
 
 mod authority;
 mod credentials;
-mod hex;
+pub(crate) mod hex;
 mod strangers;
 mod token;
 mod tokens;
@@ -21,7 +21,7 @@ pub use strangers::Strangers;
 pub use token::{Token, TokenFormatError, TokenId};
 pub use tokens::{Terms, TokenError, TokenRecord, Tokens};
 
-use hex::hex_bytes;
+pub(crate) use hex::hex_bytes;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};

@@ -1,16 +1,23 @@
 //! What is asked for, and what it becomes once every default is known.
 
+mod card;
+mod files;
 mod preview;
 mod shape;
 mod terms;
 mod work;
 
+pub use card::ModelCard;
+pub use files::{
+    CHUNK_BYTES, FILE_BYTES_MAX, FileDigest, Init, InitWish, JOB_FILES_BYTES_MAX,
+    LORA_NAME_BYTES_MAX, LORA_SCALE_MAX, LORAS_MAX, Lora, PICTURE_BYTES_MAX,
+};
 pub use preview::{PreviewError, PreviewMap};
 pub use shape::UNetShape;
 pub use terms::Terms;
 pub use work::ModelWork;
 
-use crate::plan::{Fabric, Geometry};
+use crate::plan::Fabric;
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -362,9 +369,18 @@ pub struct JobRequest {
     pub probe: bool,
     /// Whether ranks tell where their time goes.
     pub profile: bool,
+    /// LoRA files whose changes of the weights are added up.
+    pub loras: Vec<Lora>,
+    /// A picture to begin with, in place of noise alone.
+    pub init: Option<InitWish>,
 }
 
 impl JobRequest {
+    /// The files that it is rendered with.
+    pub fn files(&self) -> impl Iterator<Item = FileDigest> {
+        self.loras.iter().map(|lora| lora.file).chain(self.init.as_ref().map(|init| init.file))
+    }
+
     /// An image of `prompt`, and everything else as it is when nobody asks for anything.
     #[must_use]
     pub fn new(prompt: impl Into<String>) -> Self {
@@ -394,6 +410,8 @@ impl JobRequest {
             rebalance: false,
             probe: false,
             profile: false,
+            loras: Vec::new(),
+            init: None,
         }
     }
 }
@@ -433,9 +451,24 @@ pub struct JobSpec {
     pub probe: bool,
     /// Whether ranks tell where their time goes.
     pub profile: bool,
+    /// LoRA files whose changes of the weights are added up.
+    pub loras: Vec<Lora>,
+    /// A picture to begin with, in place of noise alone.
+    pub init: Option<Init>,
 }
 
 impl JobSpec {
+    /// The files that it is rendered with.
+    pub fn files(&self) -> impl Iterator<Item = FileDigest> {
+        self.loras.iter().map(|lora| lora.file).chain(self.init.as_ref().map(|init| init.file))
+    }
+
+    /// How many of the sampler's steps are left out, as the picture to begin with takes their place.
+    #[must_use]
+    pub fn skipped_steps(&self) -> u32 {
+        self.init.as_ref().map_or(0, |init| init.skipped_steps(self.steps))
+    }
+
     /// How the work is shared, in a word: the mode, or the baseline that has none.
     #[must_use]
     pub fn way(&self) -> &'static str {
@@ -443,52 +476,5 @@ impl JobSpec {
             Parallelism::Patch => self.mode.name(),
             baseline => baseline.name(),
         }
-    }
-}
-
-/// What a worker has loaded: all that the coordinator needs to know of a model.
-///
-/// Workers whose `name`, `digest` or `dtype` differ do not render together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ModelCard {
-    /// The folder's name, or `emoji-xl` for the built-in model.
-    pub name: String,
-    /// Hex blake3 of configurations and of every tensor that is used.
-    pub digest: String,
-    /// `sdxl` or `sd`.
-    pub family: String,
-    /// The type the weights are held in (never `auto`; a mixed checkpoint says its largest part).
-    pub dtype: Dtype,
-    /// Channels of the latent.
-    pub latent_channels: u32,
-    /// Pixels per latent row and column.
-    pub vae_factor: u32,
-    /// Bands start at multiples of this many latent rows; sizes are multiples of it, too.
-    pub row_unit: u32,
-    /// The size the model was trained at, in pixels: the default.
-    pub native: (u32, u32),
-    /// The checkpoint's own scheduler.
-    pub scheduler: Scheduler,
-    /// The default guidance scale.
-    pub guidance: f32,
-    /// Bytes the weights take in memory.
-    pub weight_bytes: u64,
-    /// Tensor parallelism divides its layers among this many ranks at most.
-    pub shards_max: u32,
-    /// Bytes that decoding a band as a whole takes for each of its pixels.
-    pub decode_bytes: u32,
-    /// What a call computes, exchanges and holds.
-    pub work: ModelWork,
-    /// How a latent is shown before it is decoded; None if its decoder gives nothing to learn that from. It is
-    /// measured, so it may differ in the last bits between workers that hold the same model.
-    pub preview: Option<PreviewMap>,
-}
-
-impl ModelCard {
-    /// The latent of the smallest image that the model renders: one row unit in each direction.
-    #[must_use]
-    pub fn smallest(&self) -> Geometry {
-        let Self { row_unit, vae_factor, latent_channels: channels, .. } = *self;
-        Geometry { rows: row_unit, columns: row_unit, channels, row_unit, vae_factor }
     }
 }

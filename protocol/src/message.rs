@@ -4,15 +4,17 @@
 //! never serialised. Numbers in payloads are little-endian.
 
 mod control;
+mod event;
 mod peer;
 mod profile;
 mod trace;
 mod view;
 
 pub use control::{
-    Enrolment, Event, FromClient, Greeting, Hello, Join, MeasuredLink, Phase, Pulse, Resume, Role,
-    SiteReport, ToClient, ToCoordinator, ToWorker,
+    Enrolment, FromClient, Greeting, Hello, Join, MeasuredLink, Pulse, Resume, Role, ToClient,
+    ToCoordinator, ToWorker,
 };
+pub use event::{Event, Phase, SiteReport};
 pub use peer::{DataHead, PeerAnswer, PeerHello};
 pub use profile::{Profile, Span, Work};
 pub use trace::{JobTrace, PartTrace, RunTrace};

@@ -1,5 +1,7 @@
 //! The golden cases: what stock diffusers and the public DistriFusion code computed.
 
+pub mod given;
+
 use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -105,6 +107,7 @@ impl Case {
             "unipc" => Scheduler::Unipc,
             "heun" => Scheduler::Heun,
             "lcm" => Scheduler::Lcm,
+            "pndm" => Scheduler::Pndm,
             other => panic!("unknown golden scheduler {other}"),
         }
     }
@@ -153,6 +156,8 @@ impl Case {
             wire: Wire::F32,
             probe: false,
             profile: false,
+            loras: Vec::new(),
+            init: None,
             decode: Decode::Whole,
         }
     }

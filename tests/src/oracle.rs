@@ -237,6 +237,7 @@ impl Oracle {
             Effect::Order { worker, order, .. } => self.ordered(*worker, order),
             Effect::Tell { client, message, payload } => self.told(*client, message, payload),
             Effect::Dismiss(worker) => self.left(*worker),
+            Effect::Provide { .. } | Effect::Forget(_) => {}
         }
     }
 

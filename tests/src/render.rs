@@ -11,7 +11,7 @@ use protocol::{Epoch, Fault, JobId, RunId, WorkerId};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
-use worker::engine::{Run, run};
+use worker::engine::{Files, Run, run};
 use worker::model::checkpoint::Checkpoint;
 
 /// What a run gave.
@@ -124,13 +124,30 @@ pub fn render_from(
     links: Vec<Links>,
     from: Option<&Progress>,
 ) -> Result<Rendered, Fault> {
+    render_with(checkpoints, plan, links, (from, &Files::new()))
+}
+
+/// The same, of a job that brings `files`.
+///
+/// # Errors
+/// The first fault of any rank.
+///
+/// # Panics
+/// If a rank's thread panics or its messages are not a run's.
+pub fn render_with(
+    checkpoints: &[Arc<Checkpoint>],
+    plan: &Plan,
+    links: Vec<Links>,
+    (from, files): (Option<&Progress>, &Files),
+) -> Result<Rendered, Fault> {
     let mut threads = Vec::new();
     for ((rank, links), checkpoint) in plan.ranks().zip(links).zip(checkpoints) {
         let (out, mut said) = mpsc::unbounded_channel();
         let (held, cancel) = oneshot::channel();
         let band = plan.member(rank).map_or(Band { top: 0, rows: 0 }, |member| member.band);
         let resume = from.map(|from| (from.resume(), from.band(plan.geometry, band)));
-        let run = Run { plan: plan.clone(), rank, resume, links, cancel, out };
+        let (plan, files) = (plan.clone(), files.clone());
+        let run = Run { plan, rank, resume, files, links, cancel, out };
         let checkpoint = Arc::clone(checkpoint);
         threads.push(std::thread::spawn(move || {
             run::render(&checkpoint, run);

@@ -6,6 +6,7 @@
 mod budget;
 mod calibration;
 pub mod cores;
+mod given;
 pub mod guidance;
 mod latent;
 mod preview;
@@ -13,6 +14,7 @@ pub mod run;
 mod staleness;
 
 use self::cores::Cores;
+pub use self::given::Files;
 use crate::device::nccl::{self, NcclError};
 use crate::device::{Device, DeviceChoice};
 use crate::kernels::{Isa, Needed};
@@ -42,6 +44,8 @@ pub struct Run {
     /// Where it goes on, if others began it, and the band's latent and history there: f32 [1 + history,
     /// channels, band rows, columns].
     pub resume: Option<(Resume, Bytes)>,
+    /// The files that it is rendered with.
+    pub files: Files,
     /// A link to every other rank.
     pub links: Links,
     /// A fault sent here ends the run at its next wait or call.

@@ -5,6 +5,7 @@
 //! [`actor`] carries bytes between it, the coordinator and the peers.
 
 pub mod actor;
+pub mod cache;
 pub mod cli;
 pub mod device;
 pub mod engine;

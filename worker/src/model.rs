@@ -8,8 +8,10 @@ pub mod clip;
 pub mod config;
 pub mod exchange;
 pub mod files;
+pub mod lora;
 pub mod nn;
 pub mod noise;
+pub mod picture;
 pub mod scheduler;
 pub mod tensor;
 pub mod tokenizer;
@@ -26,6 +28,9 @@ pub enum Error {
     /// A file of the checkpoint is missing, corrupt, or asks for what is not supported.
     #[error("{0}")]
     Checkpoint(String),
+    /// What was asked for does not fit this model.
+    #[error("{0}")]
+    Refused(String),
     /// Tensors do not fit each other: a bug.
     #[error("{0}")]
     Shape(String),

@@ -1,11 +1,13 @@
 //! Connections: one task each, from the greeting to the end.
 
+use super::files::{PARCELS_MAX, Put, Uploads};
 use super::supervisor::{
     AdmitWorker, Answers, ClientCame, ClientLeft, ClientSaid, Supervisor, UNREAD_BYTES_MAX,
     WorkerHeard, WorkerLeft, WorkerSaid,
 };
 use crate::cluster::failure::LEASE;
 use crate::director::{ClientId, Standing};
+use crate::files::Files;
 use crate::identity::{Access, Keeper};
 use actix::Addr;
 use bytes::Bytes;
@@ -41,19 +43,22 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(600);
 
 type Reader = FrameReader<Reading>;
 type Writer = FrameWriter<Writing>;
+/// An order, or a part of a file, and its payload.
+type ForWorker = (ToWorker, Bytes);
 
 /// What every connection meets.
 #[derive(Debug)]
 pub(super) struct Door {
     supervisor: Addr<Supervisor>,
     access: Access,
+    files: Files,
     strangers: Mutex<Strangers>,
     opened: Instant,
 }
 
 impl Door {
-    pub(super) fn new(supervisor: Addr<Supervisor>, access: Access) -> Self {
-        Self { supervisor, access, strangers: Mutex::default(), opened: Instant::now() }
+    pub(super) fn new(supervisor: Addr<Supervisor>, access: Access, files: Files) -> Self {
+        Self { supervisor, access, files, strangers: Mutex::default(), opened: Instant::now() }
     }
 
     /// Logs that a caller was refused, once for each address and reason.
@@ -171,7 +176,7 @@ async fn serve(caller: Caller, peer: SocketAddr, door: &Door) {
             serve_worker((reader, writer), peer, (*join, identity), door).await
         }
         Role::Client => {
-            reader.set_limits(Limits::NO_PAYLOAD);
+            reader.set_limits(Limits::FILES);
             serve_client((reader, writer), identity, door).await
         }
         Role::Enrol(enrolment) => {
@@ -211,8 +216,9 @@ async fn serve_worker(
     door: &Door,
 ) -> Result<(), SessionError> {
     let (out, orders) = mpsc::unbounded_channel();
+    let (parcels, parts) = mpsc::channel(PARCELS_MAX);
     let fingerprint = identity.as_ref().map(|identity| identity.fingerprint);
-    let ask = AdmitWorker { join, peer: peer.ip(), identity: fingerprint, out };
+    let ask = AdmitWorker { join, peer: peer.ip(), identity: fingerprint, out, parcels };
     let admitted = door.supervisor.send(ask).await;
     let worker = match admitted.unwrap_or_else(|_| Err(shutting_down())) {
         Ok(worker) => worker,
@@ -226,7 +232,7 @@ async fn serve_worker(
         writer.set_patience(LEASE);
         writer.send(&Greeting::Welcome { worker, lease_ms }, &[]).await?;
         let commanding =
-            command_worker((&mut reader, &mut writer), worker, orders, &door.supervisor);
+            command_worker((&mut reader, &mut writer), worker, (orders, parts), &door.supervisor);
         tokio::select! {
             ended = commanding => Ok(ended?),
             fault = door.access.revoked(identity.as_ref()) => Err(SessionError::Revoked(fault)),
@@ -242,7 +248,7 @@ async fn serve_worker(
 async fn command_worker(
     (reader, writer): (&mut Reader, &mut Writer),
     worker: WorkerId,
-    mut orders: mpsc::UnboundedReceiver<(ToWorker, Bytes)>,
+    (mut orders, mut parts): (mpsc::UnboundedReceiver<ForWorker>, mpsc::Receiver<ForWorker>),
     supervisor: &Addr<Supervisor>,
 ) -> Result<(), StreamError> {
     let (mut look, mut read) = (interval(LEASE / 4), 0);
@@ -259,6 +265,8 @@ async fn command_worker(
                 // The supervisor took the worker for lost.
                 None => return Ok(()),
             },
+            // One part at a time: orders, and what the worker says, come between two.
+            Some((part, bytes)) = parts.recv() => writer.send(&part, &bytes).await?,
             _ = look.tick() => {
                 // A large band that is under way keeps the worker from saying that it is alive.
                 if std::mem::replace(&mut read, reader.bytes()) != reader.bytes() {
@@ -291,11 +299,18 @@ async fn serve_client(
     let welcome = Greeting::Welcome { worker: WorkerId(0), lease_ms: 0 };
     writer.send(&welcome, &[]).await?;
     supervisor.do_send(ClientCame { client, answers, standing });
+    let mut uploads = Uploads::new(client, door.files.clone(), supervisor.clone());
     let mut revoked = pin!(door.access.revoked(identity.as_ref()));
     let ended = async {
         loop {
             tokio::select! {
                 said = reader.next::<FromClient>() => match said? {
+                    Some((FromClient::Put { file, offset, total }, bytes)) => {
+                        let put = Put { file, offset, total, bytes };
+                        if let Some(answer) = uploads.take(put).await {
+                            writer.send(&answer, &[]).await?;
+                        }
+                    }
                     Some((message, _)) => supervisor.do_send(ClientSaid { client, message }),
                     None => return Ok(()),
                 },
@@ -315,6 +330,6 @@ async fn serve_client(
     ended
 }
 
-fn shutting_down() -> Fault {
+pub(super) fn shutting_down() -> Fault {
     Fault::new(FaultKind::ShuttingDown, "the coordinator is going away")
 }

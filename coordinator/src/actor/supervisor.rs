@@ -1,8 +1,10 @@
 //! The root actor: the [`Director`] with a clock, and the sessions that its effects go to.
 
+use super::files::{Parcels, provide};
 use crate::cluster::failure::TICK;
 use crate::director::{ClientId, Director, Effect, Standing, Tallies};
-use actix::prelude::{Actor, AsyncContext, Context, Handler, Message, MessageResult};
+use crate::files::Files;
+use actix::prelude::{Actor, Addr, AsyncContext, Context, Handler, Message, MessageResult};
 use bytes::Bytes;
 use protocol::identity::Fingerprint;
 use protocol::message::{ClusterView, FromClient, Join, ToClient, ToCoordinator, ToWorker};
@@ -45,6 +47,7 @@ pub(super) struct AdmitWorker {
     pub(super) peer: IpAddr,
     pub(super) identity: Option<Fingerprint>,
     pub(super) out: Orders,
+    pub(super) parcels: Parcels,
 }
 
 /// A worker said something.
@@ -109,30 +112,31 @@ pub(super) struct ShutDown;
 #[derive(Debug)]
 pub struct Supervisor {
     started: Instant,
-    director: Director,
+    pub(super) director: Director,
+    pub(super) files: Files,
     /// How many workers were let in so far.
     admitted: Arc<AtomicUsize>,
-    workers: BTreeMap<WorkerId, Orders>,
+    workers: BTreeMap<WorkerId, (Orders, Parcels)>,
     clients: BTreeMap<ClientId, (Answers, Standing)>,
 }
 
 impl Supervisor {
-    pub(super) fn new(director: Director, admitted: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(director: Director, files: Files, admitted: Arc<AtomicUsize>) -> Self {
         let (workers, clients) = (BTreeMap::new(), BTreeMap::new());
-        Self { started: Instant::now(), director, admitted, workers, clients }
+        Self { started: Instant::now(), director, files, admitted, workers, clients }
     }
 
-    fn now(&self) -> Duration {
+    pub(super) fn now(&self) -> Duration {
         self.started.elapsed()
     }
 
     /// Does what the director wants done. A session that just ended is noticed by its own task, which says so.
-    fn carry(&mut self) {
+    pub(super) fn carry(&mut self, own: &Addr<Self>) {
         let mut effects = VecDeque::from(self.director.effects());
         while let Some(effect) = effects.pop_front() {
             match effect {
                 Effect::Order { worker, order, payload } => {
-                    if let Some(orders) = self.workers.get(&worker) {
+                    if let Some((orders, _)) = self.workers.get(&worker) {
                         orders.send((*order, payload)).ok();
                     }
                 }
@@ -147,6 +151,16 @@ impl Supervisor {
                 }
                 // Its session ends once there is nobody left to send it anything.
                 Effect::Dismiss(worker) => drop(self.workers.remove(&worker)),
+                Effect::Provide { worker, file } => {
+                    if let Some((_, parcels)) = self.workers.get(&worker) {
+                        provide(&self.files, (worker, file), parcels.clone(), own.clone());
+                    }
+                }
+                Effect::Forget(file) => {
+                    if let Err(error) = self.files.remove(file) {
+                        tracing::warn!("the file {file} cannot be removed: {error}");
+                    }
+                }
             }
         }
     }
@@ -156,9 +170,9 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.run_interval(TICK, |supervisor, _| {
+        ctx.run_interval(TICK, |supervisor, ctx| {
             supervisor.director.tick(supervisor.now());
-            supervisor.carry();
+            supervisor.carry(&ctx.address());
         });
     }
 }
@@ -166,12 +180,12 @@ impl Actor for Supervisor {
 impl Handler<AdmitWorker> for Supervisor {
     type Result = Result<WorkerId, Fault>;
 
-    fn handle(&mut self, ask: AdmitWorker, _: &mut Self::Context) -> Self::Result {
-        let AdmitWorker { join, peer, identity, out } = ask;
+    fn handle(&mut self, ask: AdmitWorker, ctx: &mut Self::Context) -> Self::Result {
+        let AdmitWorker { join, peer, identity, out, parcels } = ask;
         let worker = self.director.admit(join, peer, identity, self.now())?;
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        self.workers.insert(worker, out);
-        self.carry();
+        self.workers.insert(worker, (out, parcels));
+        self.carry(&ctx.address());
         Ok(worker)
     }
 }
@@ -179,10 +193,10 @@ impl Handler<AdmitWorker> for Supervisor {
 impl Handler<WorkerSaid> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, said: WorkerSaid, _: &mut Self::Context) {
+    fn handle(&mut self, said: WorkerSaid, ctx: &mut Self::Context) {
         let WorkerSaid { worker, message, payload } = said;
         self.director.worker_said(worker, message, payload, self.now());
-        self.carry();
+        self.carry(&ctx.address());
     }
 }
 
@@ -197,10 +211,10 @@ impl Handler<WorkerHeard> for Supervisor {
 impl Handler<WorkerLeft> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, WorkerLeft { worker, cause }: WorkerLeft, _: &mut Self::Context) {
+    fn handle(&mut self, WorkerLeft { worker, cause }: WorkerLeft, ctx: &mut Self::Context) {
         self.workers.remove(&worker);
         self.director.worker_left(worker, &cause, self.now());
-        self.carry();
+        self.carry(&ctx.address());
     }
 }
 
@@ -216,7 +230,7 @@ impl Handler<ClientCame> for Supervisor {
 impl Handler<ClientSaid> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ClientSaid { client, message }: ClientSaid, _: &mut Self::Context) {
+    fn handle(&mut self, ClientSaid { client, message }: ClientSaid, ctx: &mut Self::Context) {
         let now = self.now();
         let Self { director, clients, .. } = self;
         let Some((_, standing)) = clients.get(&client) else { return };
@@ -235,8 +249,9 @@ impl Handler<ClientSaid> for Supervisor {
             FromClient::Jobs { before, limit, stages } => {
                 director.list(client, (before, limit), &stages, now);
             }
+            FromClient::Put { .. } => {} // its session has them
         }
-        self.carry();
+        self.carry(&ctx.address());
     }
 }
 
@@ -251,18 +266,18 @@ impl Handler<Gauge> for Supervisor {
 impl Handler<ClientLeft> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, ClientLeft { client }: ClientLeft, _: &mut Self::Context) {
+    fn handle(&mut self, ClientLeft { client }: ClientLeft, ctx: &mut Self::Context) {
         self.clients.remove(&client);
         self.director.client_left(client, self.now());
-        self.carry();
+        self.carry(&ctx.address());
     }
 }
 
 impl Handler<ShutDown> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, _: ShutDown, _: &mut Self::Context) {
+    fn handle(&mut self, _: ShutDown, ctx: &mut Self::Context) {
         self.director.shut_down(self.now());
-        self.carry();
+        self.carry(&ctx.address());
     }
 }

@@ -64,7 +64,8 @@ pub(super) async fn run(arguments: NetcheckArgs) -> anyhow::Result<ExitCode> {
             | ToClient::Event { .. }
             | ToClient::Drained(_)
             | ToClient::Job(_)
-            | ToClient::Jobs { .. } => {}
+            | ToClient::Jobs { .. }
+            | ToClient::Taken { .. } => {}
         }
     };
     let meshes = predict(&arguments, &links, &view);

@@ -122,6 +122,8 @@ impl RequestArgs {
             rebalance: self.rebalance,
             probe: false,
             profile: false,
+            loras: Vec::new(),
+            init: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use super::identity::{IdentityArgs, check_loopback};
 use super::logging::LogArgs;
 use crate::actor::Coordinator;
 use crate::director::{Director, Retention};
+use crate::files::Files;
 use crate::identity::{Access, Folder, FolderError, Keeper, now};
 use crate::job::store::Store;
 use anyhow::Context;
@@ -68,7 +69,12 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     };
     let mut director = Director::open(store, now())?;
     director.retain(retention(&arguments));
-    let started = Coordinator::start(&arguments.listen, access, director).await;
+    let files = match &arguments.data {
+        Some(folder) => Files::open(folder),
+        None => Files::temporary(),
+    };
+    let files = files.context("the files of jobs cannot be kept")?;
+    let started = Coordinator::start_with(&arguments.listen, access, director, files).await;
     let coordinator = started.with_context(|| {
         format!("cannot listen on {} (give another address with --listen)", arguments.listen)
     })?;

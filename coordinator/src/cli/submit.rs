@@ -4,6 +4,7 @@ mod terms;
 
 use self::terms::TermsArgs;
 use super::cluster::ClusterArgs;
+use super::given::{Given, GivenArgs};
 use super::preview::{Picture, PreviewArg, Screen};
 use super::progress::{Progress, say};
 use super::request::RequestArgs;
@@ -22,6 +23,8 @@ use std::process::ExitCode;
 pub(super) struct SubmitArgs {
     #[command(flatten)]
     request: RequestArgs,
+    #[command(flatten)]
+    given: GivenArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Where the image goes.
@@ -55,11 +58,12 @@ pub(super) async fn run(arguments: SubmitArgs) -> anyhow::Result<ExitCode> {
     if !arguments.terms.detached() {
         check_outputs(&arguments)?;
     }
+    let given = arguments.given.read()?;
     let quiet = arguments.json || arguments.quiet || arguments.terms.detached();
     let screen = arguments.preview.screen(quiet)?;
     let work = async |to: &Destination| match arguments.terms.detached() {
-        true => detach(&arguments, to).await,
-        false => render(&arguments, screen, to).await,
+        true => detach(&arguments, &given, to).await,
+        false => render(&arguments, (&given, screen), to).await,
     };
     arguments.cluster.run(&arguments.request, work).await
 }
@@ -96,7 +100,7 @@ struct Heard {
 
 async fn render(
     arguments: &SubmitArgs,
-    screen: Option<Screen>,
+    (given, screen): (&Given, Option<Screen>),
     to: &Destination,
 ) -> anyhow::Result<()> {
     let local = arguments.cluster.local();
@@ -104,8 +108,9 @@ async fn render(
     let mut progress = Progress::new(arguments.json, arguments.quiet).with_previews(screen);
     let request = arguments.request.request(local, latents);
     let profile = arguments.profile.is_some() || arguments.trace;
-    let request = JobRequest { profile, ..request };
-    let mut submission = Submission::on_terms(to, request, arguments.terms.terms()).await?;
+    let request = given.with(JobRequest { profile, ..request });
+    let mut submission =
+        Submission::with_files(to, request, arguments.terms.terms(), &given.files).await?;
     progress.accepted(submission.job(), submission.ahead())?;
     let mut heard = Heard::default();
     loop {
@@ -161,10 +166,11 @@ async fn render(
 }
 
 /// Submits it and leaves it.
-async fn detach(arguments: &SubmitArgs, to: &Destination) -> anyhow::Result<()> {
+async fn detach(arguments: &SubmitArgs, given: &Given, to: &Destination) -> anyhow::Result<()> {
     let request = arguments.request.request(None, false);
-    let request = JobRequest { profile: arguments.trace, ..request };
-    let submission = Submission::on_terms(to, request, arguments.terms.terms()).await?;
+    let request = given.with(JobRequest { profile: arguments.trace, ..request });
+    let terms = arguments.terms.terms();
+    let submission = Submission::with_files(to, request, terms, &given.files).await?;
     let options = arguments.cluster.options();
     let told = terms::detached(&submission, &options, (arguments.json, arguments.quiet));
     say(&told)?;

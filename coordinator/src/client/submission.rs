@@ -1,7 +1,7 @@
 //! A job that a command submitted, followed to its end: also past the end of the coordinator that took it, if that
 //! keeps its jobs.
 
-use super::{Client, ClientError, Destination};
+use super::{Client, ClientError, Destination, GivenFile};
 use bytes::Bytes;
 use protocol::JobId;
 use protocol::job::{JobRequest, Terms};
@@ -45,7 +45,23 @@ impl Submission {
         request: JobRequest,
         terms: Terms,
     ) -> Result<Self, ClientError> {
+        Self::with_files(to, request, terms, &[]).await
+    }
+
+    /// The same, of a job that is rendered with these files.
+    ///
+    /// # Errors
+    /// If there is no coordinator, or it does not take a file or the job.
+    pub async fn with_files(
+        to: &Destination,
+        request: JobRequest,
+        terms: Terms,
+        files: &[GivenFile],
+    ) -> Result<Self, ClientError> {
         let (mut client, owns) = (Client::connect(to).await?, !terms.detached);
+        for file in files {
+            client.put(file).await?;
+        }
         let (job, ahead, kept) = client.submit(request, terms).await?;
         Ok(Self { to: to.clone(), client: Some(client), job, ahead, kept, owns })
     }

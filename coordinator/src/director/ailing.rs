@@ -34,7 +34,11 @@ impl Director {
 
     /// Whether there are workers on which the job has not failed.
     pub(super) fn others(&self, active: &Active) -> bool {
-        self.registry.candidates().iter().any(|each| !active.failed_on.contains(&each.worker))
+        let able = |each: &Candidate| {
+            !active.failed_on.contains(&each.worker)
+                && self.can_hold(each.worker, &active.asked.request)
+        };
+        self.registry.candidates().iter().any(able)
     }
 
     /// Whether a worker rests, or the job failed on it, which does not pass.

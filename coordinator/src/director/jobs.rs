@@ -83,6 +83,7 @@ impl Director {
             planner::settle(&asked.request, card, asked.seed)?;
         }
         self.queue.check_room(&asked.owner, waiting_max)?;
+        self.check_files(&asked.request)?;
         let job = self.store_accepted(&asked)?;
         self.tallies.accepted += 1;
         let (owner, priority) = (&asked.owner, asked.priority.name());
@@ -154,6 +155,7 @@ impl Director {
     /// A client's session ended: its jobs are cancelled.
     pub fn client_left(&mut self, client: ClientId, now: Duration) {
         self.now = now;
+        self.shelf.leave(client);
         if self.shutting_down && self.store.is_kept() {
             return; // it is this process that goes
         }
@@ -174,10 +176,12 @@ impl Director {
 
     /// Does what can be done now: goes on with a job that broke off, or starts the next one.
     pub(super) fn go_on(&mut self) {
+        self.provide();
         self.resume();
         while self.active.is_none() && self.checking.is_none() && !self.shutting_down {
             let Some(next) = self.queue.next() else { return };
             let job = next.job;
+            self.provide();
             match self.plan_next() {
                 Err(fault) if fault.kind == FaultKind::NoWorkers => break,
                 Err(fault) => {
@@ -193,7 +197,8 @@ impl Director {
     /// The workers that can be given something: idle, rested and not cut off from each other.
     pub(super) fn candidates(&self, request: &JobRequest) -> Vec<Candidate> {
         let rested = self.rested(self.registry.idle(), Wish::from(request).fewest());
-        fabrics::connected(rested, &request.fabrics, &self.registry.broken(self.now))
+        let holding = self.holding(rested, request);
+        fabrics::connected(holding, &request.fabrics, &self.registry.broken(self.now))
     }
 
     /// A plan for the next job.
@@ -213,6 +218,7 @@ impl Director {
         if next.request.workers.is_none() && self.registry.idle().len() < self.registry.staying() {
             return Err(waits("workers are still stopping an earlier job"));
         }
+        self.check_held(&next.request)?;
         let candidates = self.candidates(&next.request);
         let spec = planner::settle(&next.request, card, next.seed)?;
         let wish = Wish { broken: self.registry.broken(self.now), ..Wish::from(&next.request) };

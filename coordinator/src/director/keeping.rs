@@ -59,6 +59,9 @@ impl Director {
             tracing::warn!(job = job.0, "it waits for another release: {fault}");
         }
         let mut director = Self::of(Box::new(store), unix);
+        if !unfinished.unreadable.is_empty() {
+            director.shelf.keep_all();
+        }
         let begun = unfinished.jobs.iter().any(|stored| stored.run.is_some());
         director.gathering_until = if begun { GATHER_PATIENCE } else { Duration::ZERO };
         for stored in unfinished.jobs {

@@ -213,7 +213,13 @@ impl Director {
         let mut idle = self.registry.idle();
         idle.retain(|each| !active.failed_on.contains(&each.worker));
         let rested = self.rested(idle, 1);
-        let mut candidates = fabrics::connected(rested, &request.fabrics, &links);
+        let holding = self.holding(rested, request);
+        let mut candidates = fabrics::connected(holding, &request.fabrics, &links);
+        if let Some(fault) = self.check_held(request).err().filter(|_| candidates.is_empty())
+            && fault.kind != FaultKind::NoWorkers
+        {
+            return Err(fault);
+        }
         // Whoever was at it comes first: it has the fewest bands to move.
         let was_there = |each: &Candidate| old.members.iter().any(|m| m.worker == each.worker);
         candidates.sort_by_key(|each| !was_there(each));
@@ -337,6 +343,7 @@ impl Director {
         let takes_part = |each: &Candidate| members.iter().any(|m| m.worker == each.worker);
         let mut idle = self.registry.idle();
         idle.retain(|each| !self.ails(active, each.worker));
+        let idle = self.holding(idle, &active.asked.request);
         let mut all = self.registry.candidates();
         all.retain(|each| takes_part(each) || idle.contains(each));
         let links = self.registry.broken(self.now);

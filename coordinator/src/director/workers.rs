@@ -66,6 +66,8 @@ impl Director {
                 self.order(worker, ToWorker::Alive);
             }
             ToCoordinator::Leaving => self.drain_worker(worker),
+            ToCoordinator::Holds { files } => self.holds(worker, files),
+            ToCoordinator::Unheld { file, fault } => self.unheld(worker, file, fault),
             message => self.rank_said(worker, message, payload),
         }
     }
@@ -125,6 +127,7 @@ impl Director {
         let busy = self.registry.busy(worker).map(|(run, _)| run);
         let drained = self.registry.is_draining(worker);
         self.leases.remove(worker);
+        self.shelf.lose(worker);
         let Some((name, address)) = self.registry.remove(worker) else { return };
         tracing::info!("{worker} ({name} at {address}) left{}", because(cause));
         self.tallies.workers_lost += u64::from(!drained);

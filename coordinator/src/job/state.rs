@@ -244,6 +244,8 @@ impl RunState {
             }
             ToCoordinator::Alive { .. }
             | ToCoordinator::Leaving
+            | ToCoordinator::Holds { .. }
+            | ToCoordinator::Unheld { .. }
             | ToCoordinator::Measured { .. }
             | ToCoordinator::Failed { .. }
             | ToCoordinator::Aborted { .. } => Ok(None),

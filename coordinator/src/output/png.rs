@@ -2,7 +2,7 @@
 
 use super::{WriteError, write_whole};
 use png::{BitDepth, ColorType, Encoder};
-use protocol::job::{JobSpec, Scheduler};
+use protocol::job::{JobSpec, Lora, Scheduler};
 use protocol::message::BandView;
 use protocol::plan::Branch;
 use serde::Serialize;
@@ -55,7 +55,7 @@ impl Parameters {
         }
         text + &format!(
             "\nSteps: {}, Sampler: {}, CFG scale: {}, Seed: {}, Size: {}x{}, Model: {}, \
-             Workers: {}, Mode: {}, Warmup: {}, Version: tessera {}",
+             Workers: {}, Mode: {}, Warmup: {}{}, Version: tessera {}",
             spec.steps,
             sampler(spec.scheduler),
             spec.guidance,
@@ -66,9 +66,28 @@ impl Parameters {
             self.workers,
             spec.way(),
             spec.warmup,
+            given(spec),
             self.release
         )
     }
+}
+
+/// The picture that it began with and the LoRA files, as galleries know them.
+fn given(spec: &JobSpec) -> String {
+    let mut text = String::new();
+    if let Some(init) = &spec.init {
+        text += &format!(", Denoising strength: {}, Init image hash: {}", init.strength, init.file);
+    }
+    if !spec.loras.is_empty() {
+        let named = |lora: &Lora| {
+            // What separates parameters is in no name.
+            let name = lora.name.replace(['"', ',', ':', '\n'], "_");
+            format!("{name} ({}): {}", lora.scale, lora.file)
+        };
+        let named: Vec<String> = spec.loras.iter().map(named).collect();
+        text += &format!(", Lora hashes: \"{}\"", named.join(", "));
+    }
+    text
 }
 
 /// The sampler's name in galleries.

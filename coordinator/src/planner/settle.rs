@@ -1,6 +1,6 @@
 //! From a request to what is rendered: every default, and what cannot be.
 
-use super::invalid;
+use super::{given, invalid};
 use protocol::Fault;
 use protocol::job::{Dtype, JobRequest, JobSpec, Mode, ModelCard, Wire};
 use protocol::plan::SIDE_MAX;
@@ -42,7 +42,9 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         return Err(invalid(cause));
     }
     let unit = card.vae_factor * card.row_unit;
-    let (width, height) = card.native;
+    let init = given::init(request, card, steps)?;
+    let taken = steps - init.as_ref().map_or(0, |init| init.skipped_steps(steps));
+    let (width, height) = given::size(request, card);
     Ok(JobSpec {
         prompt: request.prompt.clone(),
         negative: request.negative.clone(),
@@ -54,13 +56,15 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
         scheduler: request.scheduler.unwrap_or(card.scheduler),
         warmup: request.warmup,
         parallelism: request.parallelism,
-        mode: request.mode.unwrap_or_else(|| mode_for(steps)),
+        mode: request.mode.unwrap_or_else(|| mode_for(taken)),
         gn_variance: request.gn_variance,
         // Workers on CPUs compute in f32, whatever they hold their weights in.
         wire: request.wire.unwrap_or(Wire::F32),
         decode: request.decode,
         probe: request.probe,
         profile: request.profile,
+        loras: given::loras(request)?,
+        init,
     })
 }
 

@@ -12,7 +12,7 @@ pub struct HexError {
     pub digits: usize,
 }
 
-pub(super) fn encode(bytes: &[u8]) -> String {
+pub(crate) fn encode(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         write!(text, "{byte:02x}").ok(); // writing to a string does not fail
         text
@@ -20,7 +20,7 @@ pub(super) fn encode(bytes: &[u8]) -> String {
 }
 
 /// As many bytes as `text` has pairs of digits; None if it has anything else.
-pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.chars().map(|digit| digit.to_digit(16)).collect::<Option<Vec<u32>>>()?;
     let (pairs, []) = digits.as_chunks::<2>() else { return None };
     pairs.iter().map(|[high, low]| u8::try_from(16 * high + low).ok()).collect()
@@ -72,4 +72,4 @@ macro_rules! hex_bytes {
         }
     };
 }
-pub(super) use hex_bytes;
+pub(crate) use hex_bytes;

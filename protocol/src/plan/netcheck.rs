@@ -61,6 +61,8 @@ pub fn plan(run: RunId, members: Vec<Member>, fabrics: Vec<Fabric>) -> Plan {
         decode: Decode::Whole,
         probe: false,
         profile: false,
+        loras: Vec::new(),
+        init: None,
     };
     let geometry = Geometry { rows, columns: 1, channels: 1, row_unit: 1, vae_factor: 1 };
     Plan { run, spec, geometry, members: members.collect(), fabrics, broken: Vec::new() }

@@ -51,6 +51,8 @@ pub(crate) fn plan(epoch: u32, addresses: &[SocketAddr]) -> Plan {
             gn_variance: GnVariance::Population,
             probe: false,
             profile: false,
+            loras: Vec::new(),
+            init: None,
             decode: Decode::Whole,
             wire: Wire::F32,
         },

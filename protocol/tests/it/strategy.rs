@@ -9,8 +9,9 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::{
-    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, JobSpec, Mode, ModelCard, ModelWork,
-    Parallelism, PreviewMap, Priority, Scheduler, Terms, Warmup, Wire,
+    Bands, CfgSplit, Decode, Dtype, FileDigest, GnVariance, Init, InitWish, JobRequest, JobSpec,
+    Lora, Mode, ModelCard, ModelWork, Parallelism, PreviewMap, Priority, Scheduler, Terms, Warmup,
+    Wire,
 };
 use protocol::message::{
     DataHead, Enrolment, FromClient, Greeting, Hello, JobStage, Join, Part, PeerAnswer, PeerHello,
@@ -97,9 +98,17 @@ fn spec() -> impl Strategy<Value = JobSpec> {
                 probe: warmup % 3 == 0,
                 profile: warmup % 7 == 0,
                 decode: Decode::Tiled,
+                loras: loras(warmup),
+                init: (warmup % 3 == 1)
+                    .then_some(Init { file: FileDigest([9; 32]), strength: 0.5 }),
             }
         },
     )
+}
+
+fn loras(number: u32) -> Vec<Lora> {
+    let lora = |scale| Lora { file: FileDigest([7; 32]), name: format!("{number}"), scale };
+    [0.5, -1.5].into_iter().take(usize::try_from(number % 3).expect("small")).map(lora).collect()
 }
 
 fn request() -> impl Strategy<Value = JobRequest> {
@@ -131,6 +140,13 @@ fn request() -> impl Strategy<Value = JobRequest> {
             rebalance: !given,
             probe: spec.probe,
             profile: !spec.probe,
+            loras: spec.loras,
+            init: spec.init.map(|Init { file, strength }| InitWish {
+                file,
+                width: spec.width,
+                height: spec.height,
+                strength: given.then_some(strength),
+            }),
         },
     )
 }
@@ -181,6 +197,7 @@ fn card() -> impl Strategy<Value = ModelCard> {
                 decode_bytes: most.1,
                 work,
                 preview,
+                encode_bytes: most.0,
             }
         },
     )
@@ -354,7 +371,13 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
         run_id().prop_map(|run| ToCoordinator::Aborted { run }),
         (run_id(), vec((any::<u16>().prop_map(Rank), link_figures()), 0..4))
             .prop_map(|(run, links)| ToCoordinator::Measured { run, links }),
+        vec(file(), 0..4).prop_map(|files| ToCoordinator::Holds { files }),
+        (file(), fault()).prop_map(|(file, fault)| ToCoordinator::Unheld { file, fault }),
     ]
+}
+
+pub(crate) fn file() -> impl Strategy<Value = FileDigest> {
+    any::<[u8; 32]>().prop_map(FileDigest)
 }
 
 pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
@@ -368,6 +391,11 @@ pub(crate) fn to_worker() -> impl Strategy<Value = ToWorker> {
         (plan(), any::<u16>())
             .prop_map(|(plan, rank)| ToWorker::Measure { plan: Box::new(plan), rank: Rank(rank) }),
         (run_id(), fault()).prop_map(|(run, fault)| ToWorker::Abort { run, fault }),
+        (file(), any::<(u64, u64)>()).prop_map(|(file, (offset, total))| ToWorker::File {
+            file,
+            offset,
+            total
+        }),
     ]
 }
 
@@ -393,6 +421,11 @@ pub(crate) fn from_client() -> impl Strategy<Value = FromClient> {
                 limit,
                 stages
             }),
+        (file(), any::<(u64, u64)>()).prop_map(|(file, (offset, total))| FromClient::Put {
+            file,
+            offset,
+            total
+        }),
     ]
 }
 

@@ -1,6 +1,8 @@
 //! Real plans and exchange points, small: what targets compare with, and seeds are made of.
 
-use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
+use protocol::job::{
+    Decode, FileDigest, GnVariance, Init, JobSpec, Lora, Mode, Parallelism, Scheduler, Warmup, Wire,
+};
 use protocol::plan::{
     Ask, Axis, Band, Branch, Geometry, Member, NcclDevice, Offer, Plan, SharedMemory, SiteSpec,
     Stage, split_evenly,
@@ -29,7 +31,14 @@ pub(super) fn spec(parallelism: Parallelism) -> JobSpec {
         decode: Decode::Tiled,
         probe: false,
         profile: true,
+        loras: loras(),
+        init: Some(Init { file: FileDigest([8; 32]), strength: 0.75 }),
     }
+}
+
+/// What it is changed by.
+pub(super) fn loras() -> Vec<Lora> {
+    vec![Lora { file: FileDigest([7; 32]), name: "ink.safetensors".to_owned(), scale: 0.5 }]
 }
 
 /// A plan of as many ranks as there are branches, in which ranks share the rows of their branch evenly.

@@ -169,7 +169,8 @@ impl Coordinator {
             | FromClient::Watch { .. }
             | FromClient::Cancel(_)
             | FromClient::Show { .. }
-            | FromClient::Jobs { .. } => {}
+            | FromClient::Jobs { .. }
+            | FromClient::Put { .. } => {}
         }
     }
 
@@ -204,6 +205,8 @@ impl Coordinator {
                         world.network.close(connection, COORDINATOR, world.now);
                     }
                 }
+                // Its jobs have no files.
+                Effect::Provide { .. } | Effect::Forget(_) => {}
             }
         }
     }
@@ -229,5 +232,7 @@ fn told(effect: &Effect) -> String {
             message => format!("{message:?}"),
         },
         Effect::Dismiss(worker) => format!("dismisses {worker}"),
+        Effect::Provide { worker, file } => format!("sends {file} to {worker}"),
+        Effect::Forget(file) => format!("lets go of {file}"),
     }
 }

@@ -25,6 +25,7 @@ pub fn card() -> ModelCard {
         decode_bytes: 1,
         work: ModelWork::default(),
         preview: None,
+        encode_bytes: 8,
     }
 }
 

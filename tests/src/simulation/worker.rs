@@ -152,7 +152,7 @@ impl Worker {
             Packet::Order(order, payload) if self.session.is(from) => {
                 self.session.hear(world.now);
                 match *order {
-                    ToWorker::Alive | ToWorker::Measure { .. } => {}
+                    ToWorker::Alive | ToWorker::Measure { .. } | ToWorker::File { .. } => {}
                     ToWorker::Leave => self.left(world),
                     ToWorker::Start { plan, rank, resume } => {
                         let resume = resume.map(|resume| (resume, payload));

@@ -6,6 +6,7 @@ mod device;
 mod ending;
 mod exact;
 mod fabrics;
+mod given;
 mod http;
 mod identity;
 mod jobs;

@@ -7,6 +7,7 @@ mod device;
 mod exchange_volume;
 mod fuzzing;
 mod golden_distri;
+mod golden_given;
 mod golden_single;
 mod gpu;
 mod parity;

@@ -254,6 +254,10 @@ impl Session {
                     match order? {
                         Some((ToWorker::Alive, _)) => {}
                         Some((ToWorker::Leave, _)) => return Ok(End::Left),
+                        // No more is read of a file than could be written.
+                        Some((part @ ToWorker::File { .. }, payload)) => {
+                            supervisor.send(Ordered(part, payload)).await.ok(); // or this process ends
+                        }
                         Some((order, payload)) => supervisor.do_send(Ordered(order, payload)),
                         None => return Ok(End::Closed),
                     }

@@ -1,11 +1,13 @@
 //! The root actor: takes orders, opens links, gives runs to the engine and stops them.
 
 use super::session::Outbox;
+use crate::cache::{Cache, Part};
 use crate::engine::{Engine, Run};
 use crate::member::{Duty, Turn};
 use crate::parallel;
 use actix::prelude::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use bytes::Bytes;
+use protocol::job::FileDigest;
 use protocol::message::{Resume, ToCoordinator, ToWorker};
 use protocol::plan::{Plan, netcheck};
 use protocol::transport::{Endpoint, Hangup, Links};
@@ -38,6 +40,7 @@ pub(super) struct Supervisor {
     session: Option<Outbox>,
     duty: Duty,
     stop: Option<Stop>,
+    cache: Cache,
 }
 
 /// The means to stop the current turn.
@@ -49,7 +52,8 @@ struct Stop {
 
 impl Supervisor {
     pub(super) fn new(engine: Arc<Engine>, endpoint: Arc<Endpoint>) -> Self {
-        Self { engine, endpoint, session: None, duty: Duty::default(), stop: None }
+        let cache = Cache::default();
+        Self { engine, endpoint, session: None, duty: Duty::default(), stop: None, cache }
     }
 
     fn say(&self, message: ToCoordinator) {
@@ -110,7 +114,8 @@ impl Supervisor {
         let run = plan.run;
         match work {
             Work::Render(resume) => {
-                self.engine.render(Run { plan, rank, resume, links, cancel, out });
+                let files = self.cache.open(plan.spec.files());
+                self.engine.render(Run { plan, rank, resume, files, links, cancel, out });
             }
             Work::Measure => measure(run, rank, (links, cancel), out),
         }
@@ -151,6 +156,20 @@ impl Supervisor {
             cancel.send(Fault::new(FaultKind::Cancelled, cause)).ok();
             if let Some(hangup) = hangup {
                 hangup.now();
+            }
+        }
+    }
+
+    /// Takes a part of a file, and says so once that is all of it.
+    fn take_part(&mut self, file: FileDigest, part: Part<'_>) {
+        match self.cache.take(file, part) {
+            Ok(false) => {}
+            Ok(true) => self.say(ToCoordinator::Holds { files: self.cache.held() }),
+            Err(fault) => {
+                tracing::warn!("{fault}");
+                self.say(ToCoordinator::Unheld { file, fault });
+                // Others may have made room for it.
+                self.say(ToCoordinator::Holds { files: self.cache.held() });
             }
         }
     }
@@ -249,6 +268,8 @@ impl Handler<SessionOpened> for Supervisor {
 
     fn handle(&mut self, opened: SessionOpened, _: &mut Self::Context) {
         self.session = Some(opened.out);
+        self.cache.stop();
+        self.say(ToCoordinator::Holds { files: self.cache.held() });
     }
 }
 
@@ -270,6 +291,9 @@ impl Handler<Ordered> for Supervisor {
         match order {
             // The session has them.
             ToWorker::Alive | ToWorker::Leave => {}
+            ToWorker::File { file, offset, total } => {
+                self.take_part(file, Part { offset, total, bytes: &payload });
+            }
             ToWorker::Start { plan, rank, resume } => {
                 let work = Work::Render(resume.map(|resume| (resume, payload)));
                 self.start(Assignment { plan: *plan, rank, work }, ctx);

@@ -44,6 +44,8 @@ pub(super) fn alone(checkpoint: &Checkpoint) -> Result<Needed> {
         decode: Decode::Whole,
         probe: false,
         profile: false,
+        loras: Vec::new(),
+        init: None,
     };
     let whole = Band { top: 0, rows: geometry.rows };
     let member = Member {
@@ -84,12 +86,19 @@ pub(super) fn needed(
         let shape = [to_usize(batch), to_usize(band.rows), columns, channels];
         Tensor::of(arena.take(shape.iter().product()), shape)
     };
-    // 1. The prompt, whose keys and values stay.
+    // 1. A picture to begin with.
+    if let (Some(encoder), true) = (checkpoint.encoder(), plan.spec.init.is_some()) {
+        let factor = to_usize(plan.geometry.vae_factor);
+        let shape = [1, to_usize(plan.geometry.rows) * factor, columns * factor, 3];
+        let picture = Tensor::of(arena.take(shape.iter().product()), shape)?;
+        encoder.encode(&picture)?;
+    }
+    // 2. The prompt, whose keys and values stay.
     let texts = run::texts(checkpoint, plan, member.branch, &memory)?;
     let texts: Vec<_> = texts.into_iter().map(|(_, text)| text).collect();
     let conditioning = checkpoint.condition(unet, &texts, plan.spec.width, plan.spec.height)?;
     drop(texts);
-    // 2. A call; strips of the naive mode are not alike in all calls.
+    // 3. A call; strips of the naive mode are not alike in all calls.
     let input = rows_of(member.band, plan.batch(rank))?;
     for call in [0, 1].map(Call) {
         let input = match plan.strip(rank, call) {
@@ -99,7 +108,7 @@ pub(super) fn needed(
         unet.forward(&input, 0.0, &conditioning, &mut Planned::denoise(plan, rank))?;
     }
     drop(input);
-    // 3. The decode.
+    // 4. The decode.
     let latent = rows_of(member.decodes, 1)?;
     let (vae, mut exchange) = (checkpoint.vae(), Planned::decode(plan, rank));
     match plan.spec.decode {

@@ -28,6 +28,12 @@ pub(super) fn band_noise(
     Ok(Latent::from_vec(out, (1, rows, columns, channels), &Device::Cpu)?)
 }
 
+/// The rows `band` of `x` [1, rows, columns, channels], on the host.
+pub(super) fn band_of(x: &Tensor, band: Band) -> Result<Latent> {
+    let whole = Latent::from_slice(&x.to_host()?, x.dims(), &Device::Cpu)?;
+    Ok(whole.narrow(1, to_usize(band.top), to_usize(band.rows))?.contiguous()?)
+}
+
 /// What the network reads of a sampler's `x`.
 pub(super) fn activation(memory: &Memory, x: &Latent) -> Result<Tensor> {
     let (batch, rows, columns, channels) = x.dims4()?;

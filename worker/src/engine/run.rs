@@ -2,6 +2,7 @@
 
 use super::Run;
 use super::budget;
+use super::given::{self, Encoded, Files};
 use super::guidance::guide;
 use super::latent::{Latent, activation, band_noise, channels_first_bytes, latent, latents};
 use super::staleness::Staleness;
@@ -27,14 +28,16 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Renders this rank's band and says so; ends with exactly one of `Decoded`, `Failed`, `Aborted`.
 pub fn render(checkpoint: &Checkpoint, run: Run) {
-    let Run { plan, rank, resume, links, cancel, out } = run;
+    let Run { plan, rank, resume, files, links, cancel, out } = run;
     let said = Said { run: plan.run, out };
     let mesh = Mesh::new(&plan, checkpoint.sites(), rank, links, cancel);
     let rendered = mesh.map_err(Error::Exchange).and_then(|mut mesh| {
         mesh.join(&plan, checkpoint.sites(), checkpoint.device())?;
+        let checkpoint = &*given::adapted(checkpoint, &plan.spec, &files)?;
         let mut band = BandRun::new(checkpoint, &plan, rank, mesh, &said)?;
-        if let Some((resume, planes)) = &resume {
-            band.resume(*resume, planes)?;
+        match &resume {
+            Some((resume, planes)) => band.resume(*resume, planes)?,
+            None => band.begin(&files)?,
         }
         band.encode()
             .and_then(|conditioning| {
@@ -62,6 +65,7 @@ fn fault(error: Error, rank: Rank) -> Fault {
     let mut fault = match error {
         Error::Exchange(fault) => fault,
         Error::Checkpoint(cause) => Fault::new(FaultKind::Compute, cause),
+        Error::Refused(cause) => Fault::new(FaultKind::InvalidRequest, cause),
         Error::Shape(cause) => Fault::new(FaultKind::Compute, cause),
         Error::Tensor(error) => Fault::new(FaultKind::Compute, error.to_string()),
     };
@@ -96,6 +100,8 @@ struct BandRun<'a> {
     scheduler: Box<dyn Scheduler>,
     generator: TorchGenerator,
     latent: Latent,
+    /// What the seed drew before the latent's noise, if a picture's latent is drawn.
+    drawn: Option<Latent>,
     /// Of what the network computes.
     memory: Memory,
     /// Of what is done with its results, on the host.
@@ -121,7 +127,7 @@ impl<'a> BandRun<'a> {
         let steps = to_usize(plan.spec.steps);
         let scheduler = checkpoint
             .scheduler()
-            .build(plan.spec.scheduler, steps)
+            .build_from(plan.spec.scheduler, steps, to_usize(plan.spec.skipped_steps()))
             .map_err(|error| Fault::new(FaultKind::InvalidRequest, error.to_string()))?;
         if let (Some(_), Some(device)) = (plan.shard(rank), checkpoint.device()) {
             let cause = format!(
@@ -143,8 +149,9 @@ impl<'a> BandRun<'a> {
         let memory =
             checkpoint.device().cloned().map_or(Memory::Host(arena.clone()), Memory::Device);
         let mut generator = TorchGenerator::new(plan.spec.seed);
-        let noise = band_noise(&mut generator, plan.geometry, member.band)?;
-        let latent = (noise * scheduler.init_noise_sigma())?;
+        let mut noise = || band_noise(&mut generator, plan.geometry, member.band);
+        let drawn = plan.spec.init.is_some().then(&mut noise).transpose()?;
+        let latent = noise()?;
         Ok(Self {
             checkpoint,
             unet,
@@ -157,6 +164,7 @@ impl<'a> BandRun<'a> {
             mesh,
             generator,
             latent,
+            drawn,
             memory,
             arena,
             scheduler,
@@ -164,6 +172,20 @@ impl<'a> BandRun<'a> {
             staleness: Staleness::default(),
             said,
         })
+    }
+
+    /// Makes the first latent of the noise, and of the picture if there is one.
+    fn begin(&mut self, files: &Files) -> Result<()> {
+        let (Some(init), Some(drawn)) = (&self.spec.init, &self.drawn) else {
+            self.latent = (&self.latent * self.scheduler.init_noise_sigma())?;
+            return Ok(());
+        };
+        let place = (self.geometry, self.band);
+        let picture =
+            Encoded::of(self.checkpoint, (init, files), place, &self.memory)?.drawn(drawn)?;
+        let (of_picture, of_noise) = self.scheduler.noising();
+        self.latent = ((picture * of_picture)? + (&self.latent * of_noise)?)?;
+        Ok(())
     }
 
     /// Goes on where others left the image: what is there after `resume.calls` calls takes the place of

@@ -131,6 +131,8 @@ mod tests {
             wire: Wire::F32,
             probe: false,
             profile: false,
+            loras: Vec::new(),
+            init: None,
             decode: Decode::Whole,
         }
     }

@@ -44,7 +44,7 @@ pub fn linear(isa: Isa, out: &mut [f32], x: &[f32], w: &Packed, epilogue: &Epilo
     product(isa, &x, w, &Output::new(out, x.count(), w, epilogue));
 }
 
-/// `hidden * gelu(gate)` of a projection by [`Packed::pack_geglu`], with `bias` `[2 * inner]` for
+/// `hidden * gelu(gate)` of a projection by [`Packed::pack_geglu`], with `bias` `[2 * inner]`, or `[m, 2 * inner]`, for
 /// the hidden columns and then their gates: `x` is `[m, depth]`, `out` is `[m, inner]`.
 ///
 /// # Panics
@@ -53,11 +53,11 @@ pub fn geglu(isa: Isa, out: &mut [f32], x: &[f32], w: &Packed, bias: Option<&[f3
     let (x, inner) = (Tokens::new(x, w.depth()), w.outputs());
     assert!(w.is_geglu(), "a weight packed for GEGLU");
     assert_eq!(out.len(), x.count() * inner, "an output [{}, {inner}]", x.count());
-    let bias = bias.map(|bias| {
-        assert_eq!(bias.len(), 2 * inner, "a bias [2 * {inner}]");
-        bias.split_at(inner)
-    });
-    product(isa, &x, w, &Gated { out: Shared::new(out), inner, bias });
+    let each_row = bias.is_some_and(|bias| bias.len() != 2 * inner);
+    let biases = if each_row { x.count() } else { 1 };
+    let bias_len = bias.map_or(biases * 2 * inner, <[f32]>::len);
+    assert_eq!(bias_len, biases * 2 * inner, "a bias [2 * {inner}] for all rows, or for each");
+    product(isa, &x, w, &Gated { out: Shared::new(out), inner, bias, each_row });
 }
 
 /// Rows `[m, depth]` that lie one after the other.
@@ -173,7 +173,8 @@ impl Finish for Output<'_> {
 struct Gated<'a> {
     out: Shared<'a>,
     inner: usize,
-    bias: Option<(&'a [f32], &'a [f32])>,
+    bias: Option<&'a [f32]>,
+    each_row: bool,
 }
 
 impl Finish for Gated<'_> {
@@ -185,10 +186,14 @@ impl Finish for Gated<'_> {
         for (row, sums) in rows.zip(sums.chunks_exact(PANEL)) {
             // SAFETY: these rows and columns are this call's alone, by the caller's promise.
             let out = unsafe { self.out.part(row * self.inner + first, columns) };
+            let bias = self.bias.map(|bias| {
+                let at = if self.each_row { row * 2 * self.inner } else { 0 };
+                bias[at..][..2 * self.inner].split_at(self.inner)
+            });
             for c in (0..columns).step_by(S::LANES) {
                 let mut hidden = s.read(&sums[c..]);
                 let mut gate = s.read(&sums[HALF + c..]);
-                if let Some((hidden_bias, gate_bias)) = self.bias {
+                if let Some((hidden_bias, gate_bias)) = bias {
                     let columns = first + c..first + columns;
                     hidden = s.add(hidden, s.read_some(&hidden_bias[columns.clone()]));
                     gate = s.add(gate, s.read_some(&gate_bias[columns]));

@@ -137,12 +137,12 @@ proptest! {
     #[test]
     fn geglu_gates_hidden_columns(
         (rows, inner, depth) in (1..40_usize, 1..100_usize, 1..300_usize),
-        (ty, biased) in (types(), any::<bool>()),
+        (ty, biased, each_row) in (types(), any::<bool>(), any::<bool>()),
         seed in any::<u64>(),
     ) {
         let x = values(seed, rows * depth);
         let weight = Weight::new(ty, &values(seed ^ 1, 2 * inner * depth));
-        let bias = values(seed ^ 2, 2 * inner);
+        let bias = values(seed ^ 2, 2 * inner * if each_row { rows } else { 1 });
         let bias = biased.then_some(&bias[..]);
         let epilogue = Epilogue { bias, ..Epilogue::default() };
         let both = finish(&product(&x, &weight.rounded(), depth), 2 * inner, &epilogue);

@@ -4,13 +4,14 @@ use super::clip::{ClipConfig, ClipText};
 use super::config::Config;
 use super::exchange::{Place, Sites};
 use super::files::ModelFiles;
+use super::lora::{Deltas, Part as LoraPart, Source};
 use super::nn::Loader;
 use super::scheduler::SchedulerConfig;
 use super::tensor::{Memory, Tensor};
 use super::tokenizer::ClipTokenizer;
 use super::unet::config::UNetConfig;
 use super::unet::{Conditioning, TextTime, UNet};
-use super::vae::{VaeConfig, VaeDecoder};
+use super::vae::{VaeConfig, VaeDecoder, VaeEncoder};
 use super::weights::Weights;
 use super::{Error, Result};
 use crate::device::Device;
@@ -18,6 +19,7 @@ use protocol::job::{Dtype, ModelCard};
 use protocol::plan::{Ask, Axis, SiteSpec, Stage};
 use serde_json::json;
 use std::cell::RefCell;
+use std::sync::Arc;
 
 /// The families of checkpoints we render.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +57,8 @@ impl Family {
     }
 }
 
-/// A loaded checkpoint.
-#[derive(Debug)]
+/// A loaded checkpoint. Clones share its weights.
+#[derive(Clone, Debug)]
 pub struct Checkpoint {
     card: ModelCard,
     family: Family,
@@ -64,14 +66,15 @@ pub struct Checkpoint {
     encoders: Vec<TextEncoder>,
     scheduler: SchedulerConfig,
     unet: UNet,
-    vae: VaeDecoder,
+    vae: Arc<VaeDecoder>,
+    encoder: Option<Arc<VaeEncoder>>,
     sites: Vec<SiteSpec>,
     device: Option<Device>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct TextEncoder {
-    tokenizer: ClipTokenizer,
+    tokenizer: Arc<ClipTokenizer>,
     clip: ClipText,
 }
 
@@ -118,10 +121,11 @@ impl Checkpoint {
         let unet_config = UNetConfig::read(&config(files, "unet/config.json")?)?;
         let part = Part { files, held, sites: &sites };
         let (unet, unet_weights) = part.unet(unet_config)?;
-        let (vae, vae_weights) = part.vae(VaeConfig::read(&config(files, "vae/config.json")?)?)?;
+        let vae_config = VaeConfig::read(&config(files, "vae/config.json")?)?;
+        let (vae, encoder, vae_weights) = part.vae(vae_config)?;
         unet_weights.hash_into(&mut hasher);
         vae_weights.hash_into(&mut hasher);
-        bytes += unet.bytes() + vae.bytes();
+        bytes += unet.bytes() + vae.bytes() + encoder.as_ref().map_or(0, VaeEncoder::bytes);
         // 3. What crosses between UNet, sampler and VAE.
         let latent = Place { stage: Stage::Latent, halvings: 0 };
         let between = [
@@ -146,7 +150,8 @@ impl Checkpoint {
                 hasher.update(&text);
             }
         }
-        let facts = Facts { family, unet: &unet, vae: &vae, dtype: unet_weights.main_dtype() };
+        let dtype = unet_weights.main_dtype();
+        let facts = Facts { family, unet: &unet, vae: &vae, encodes: encoder.is_some(), dtype };
         let mut card = facts.card(&scheduler);
         card.name = files.name();
         card.digest = hasher.finalize().to_hex().to_string();
@@ -160,7 +165,8 @@ impl Checkpoint {
             encoders,
             scheduler,
             unet,
-            vae,
+            vae: Arc::new(vae),
+            encoder: encoder.map(Arc::new),
             sites,
             device,
         })
@@ -196,10 +202,32 @@ impl Checkpoint {
         &self.unet
     }
 
+    /// This checkpoint with the changes in `sources` added to its layers.
+    ///
+    /// # Errors
+    /// Names the file and its tensor that is corrupt, or fits no layer.
+    pub fn with_loras(&self, sources: Vec<Source>) -> Result<Self> {
+        let mut changed = self.clone();
+        let mut deltas = Deltas::read(sources, self.unet.config().layers_per_block)?;
+        changed.unet.adapt(&mut deltas)?;
+        for (encoder, part) in changed.encoders.iter_mut().zip([LoraPart::Text, LoraPart::Text2]) {
+            deltas.enter(part);
+            encoder.clip.adapt(&mut deltas)?;
+        }
+        deltas.finish()?;
+        Ok(changed)
+    }
+
     /// The decoder.
     #[must_use]
     pub fn vae(&self) -> &VaeDecoder {
         &self.vae
+    }
+
+    /// The encoder of pictures, if the checkpoint has one.
+    #[must_use]
+    pub fn encoder(&self) -> Option<&VaeEncoder> {
+        self.encoder.as_deref()
     }
 
     /// The token ids of `prompt` for each text encoder.
@@ -353,12 +381,20 @@ impl Part<'_> {
         Ok((unet, weights))
     }
 
-    fn vae(&self, config: VaeConfig) -> Result<(VaeDecoder, Weights)> {
+    /// The decoder, and the encoder if it is there: some checkpoints are stored without.
+    fn vae(&self, config: VaeConfig) -> Result<(VaeDecoder, Option<VaeEncoder>, Weights)> {
         let weights = Weights::open(self.files, "vae", "diffusion_pytorch_model", self.held)?;
         let place = Place { stage: Stage::Decode, halvings: 0 };
-        let vae = VaeDecoder::load(&Loader::new(&weights, self.sites, place), config)?;
-        weights.finish(|name| name.starts_with("encoder.") || name.starts_with("quant_conv."))?;
-        Ok((vae, weights))
+        let vae = VaeDecoder::load(&Loader::new(&weights, self.sites, place), config.clone())?;
+        // It is not banded: it exchanges nothing. As exact as the network, for what it gives is stepped.
+        let sites = RefCell::new(Sites::default());
+        let place = Place { stage: Stage::Denoise, halvings: 0 };
+        let encoder = weights
+            .has("encoder.conv_in.weight")
+            .then(|| VaeEncoder::load(&Loader::new(&weights, &sites, place), &config));
+        let encoder = encoder.transpose()?;
+        weights.finish(|name| encoder.is_none() && name.starts_with("quant_conv."))?;
+        Ok((vae, encoder, weights))
     }
 }
 
@@ -388,7 +424,7 @@ impl TextEncoder {
         let clip = ClipText::load(&Loader::new(&weights, &sites, place), config)?;
         weights.finish(|name| name == "text_model.embeddings.position_ids")?;
         weights.hash_into(hasher);
-        Ok(Self { tokenizer, clip })
+        Ok(Self { tokenizer: Arc::new(tokenizer), clip })
     }
 }
 
@@ -423,6 +459,7 @@ struct Facts<'a> {
     family: Family,
     unet: &'a UNet,
     vae: &'a VaeDecoder,
+    encodes: bool,
     dtype: Dtype,
 }
 
@@ -448,6 +485,11 @@ impl Facts<'_> {
             shards_max: small(self.unet.config().shards_max()),
             work: self.unet.config().work(),
             preview: None,
+            encode_bytes: if self.encodes {
+                small(self.vae.config().bytes_per_pixel_encoded())
+            } else {
+                0
+            },
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::exchange::Rows;
+use super::lora::Deltas;
 use super::nn::Loader;
 use super::nn::attention::attend;
 use super::nn::layer_norm::LayerNorm;
@@ -11,6 +12,7 @@ use super::weights::Values;
 use super::{Error, Result};
 use crate::kernels::{Activation, Arithmetic};
 use serde_json::json;
+use std::sync::Arc;
 
 /// What a text encoder's configuration says.
 #[derive(Clone, Debug)]
@@ -89,12 +91,12 @@ impl ClipConfig {
     }
 }
 
-/// A CLIP text encoder.
-#[derive(Debug)]
+/// A CLIP text encoder. Clones share its largest parts.
+#[derive(Clone, Debug)]
 pub struct ClipText {
     config: ClipConfig,
-    token_embedding: Values,
-    position_embedding: Vec<f32>,
+    token_embedding: Arc<Values>,
+    position_embedding: Arc<[f32]>,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
@@ -126,9 +128,11 @@ impl ClipText {
             .map(|outputs| Linear::load(&loader.at("text_projection"), channels, outputs, false));
         Ok(Self {
             token_embedding: embeddings
-                .values("token_embedding.weight", &[config.vocabulary, channels])?,
+                .values("token_embedding.weight", &[config.vocabulary, channels])?
+                .into(),
             position_embedding: embeddings
-                .values_f32("position_embedding.weight", &[config.tokens, channels])?,
+                .values_f32("position_embedding.weight", &[config.tokens, channels])?
+                .into(),
             layers: (0..config.layers)
                 .map(|index| EncoderLayer::load(&layers.at(index), &config))
                 .collect::<Result<_>>()?,
@@ -142,6 +146,15 @@ impl ClipText {
     #[must_use]
     pub fn config(&self) -> &ClipConfig {
         &self.config
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.adapt(deltas))?;
+        self.text_projection.iter_mut().try_for_each(|projection| projection.adapt(deltas))
     }
 
     /// Bytes the weights take.
@@ -192,7 +205,9 @@ impl ClipText {
             }
             self.token_embedding.widen_row(id, row);
         }
-        out.iter_mut().zip(&self.position_embedding).for_each(|(value, place)| *value += place);
+        out.iter_mut()
+            .zip(self.position_embedding.iter())
+            .for_each(|(value, place)| *value += place);
         Tensor::new(memory, &out, [1, ids.len(), channels])
     }
 }
@@ -208,7 +223,7 @@ fn layer_norm(loader: &Loader<'_>, config: &ClipConfig) -> Result<LayerNorm> {
     LayerNorm::load(loader, config.channels, config.eps as f32)
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct EncoderLayer {
     layer_norm1: LayerNorm,
     q_proj: Linear,
@@ -234,6 +249,12 @@ impl EncoderLayer {
             fc1: Linear::load(&loader.at("mlp.fc1"), channels, config.inner, true)?,
             fc2: Linear::load(&loader.at("mlp.fc2"), config.inner, channels, true)?,
         })
+    }
+
+    fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        [&mut self.q_proj, &mut self.kv_proj, &mut self.out_proj, &mut self.fc1, &mut self.fc2]
+            .into_iter()
+            .try_for_each(|linear| linear.adapt(deltas))
     }
 
     fn bytes(&self) -> usize {

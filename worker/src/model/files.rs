@@ -4,7 +4,8 @@ use super::{Error, Result};
 use memmap2::{Mmap, MmapOptions};
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// The name of the built-in model.
@@ -174,6 +175,15 @@ impl std::ops::Deref for Range {
 }
 
 impl Blob {
+    /// An open file.
+    ///
+    /// # Errors
+    /// If its length cannot be had.
+    pub fn of(file: File) -> std::io::Result<Self> {
+        let len = file.metadata()?.len();
+        Ok(Self::File { file, len })
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
@@ -197,9 +207,7 @@ impl Blob {
         let mut bytes = vec![0; len];
         match self {
             Self::File { file, .. } => {
-                let mut reader = file.try_clone()?;
-                std::io::Seek::rewind(&mut reader)?;
-                reader.read_exact(&mut bytes)?;
+                file.read_exact_at(&mut bytes, 0)?;
             }
             Self::Builtin(all) => {
                 let head = all.get(..len).ok_or(ErrorKind::UnexpectedEof)?;

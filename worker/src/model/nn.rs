@@ -8,6 +8,7 @@ pub mod embedding;
 pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
+pub mod low_rank;
 pub mod shard;
 
 use super::exchange::{Place, Sites};
@@ -90,6 +91,12 @@ impl<'a> Loader<'a> {
         let Some(device) = self.device() else { return Ok(None) };
         let [first, second] = values.map(|values| device.upload(values, &[values.len()]));
         Ok(Some([first?, second?]))
+    }
+
+    /// Where the tensors here are in their file: what names start with.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
     }
 
     /// Where the layer stands.

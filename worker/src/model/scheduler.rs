@@ -43,6 +43,9 @@ pub trait Scheduler: fmt::Debug + Send {
         1.0
     }
 
+    /// What an image's latent and unit-variance noise are multiplied by to make the latent of the first call.
+    fn noising(&self) -> (f64, f64);
+
     /// The latent as the model wants to see it at this call.
     ///
     /// # Errors
@@ -135,6 +138,14 @@ pub enum SchedulerError {
         kind: SchedulerKind,
         /// The most it can do.
         most: usize,
+    },
+    /// No step is left.
+    #[error("{skipped} of {steps} steps are left out, so that none is taken")]
+    Skipped {
+        /// The steps asked for.
+        steps: usize,
+        /// Those that a picture takes the place of.
+        skipped: usize,
     },
     /// A history that no run of this scheduler has after as many calls.
     #[error("scheduler {kind} remembers {wanted} tensors after {calls} calls, not {got}")]

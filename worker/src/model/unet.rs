@@ -8,6 +8,7 @@ pub mod transformer;
 use self::block::{Conditions, DownBlock, MidBlock, UpBlock};
 use self::config::UNetConfig;
 use super::exchange::{Exchange, Place};
+use super::lora::Deltas;
 use super::nn::Loader;
 use super::nn::conv::Conv3x3;
 use super::nn::embedding::TimestepEmbedding;
@@ -110,6 +111,20 @@ impl UNet {
             up_blocks: self.up_blocks.iter().map(|block| block.of_shard(shard)).collect(),
             ..self.clone()
         }
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.conv_in.adapt(deltas)?;
+        self.time_embedding.adapt(deltas)?;
+        self.add_embedding.iter_mut().try_for_each(|embedding| embedding.adapt(deltas))?;
+        self.down_blocks.iter_mut().try_for_each(|block| block.adapt(deltas))?;
+        self.mid_block.adapt(deltas)?;
+        self.up_blocks.iter_mut().try_for_each(|block| block.adapt(deltas))?;
+        self.conv_out.adapt(deltas)
     }
 
     /// Bytes the weights take.

@@ -1,10 +1,12 @@
-//! `AutoencoderKL`'s decoder, over a band of the latent.
+//! `AutoencoderKL`: its decoder, over a band of the latent, and its encoder.
 
 mod config;
+mod encoder;
 mod preview;
 mod tiles;
 
 pub use config::VaeConfig;
+pub use encoder::VaeEncoder;
 
 use super::Result;
 use super::exchange::{Exchange, Place};

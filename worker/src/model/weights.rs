@@ -24,6 +24,8 @@ pub struct Weights {
     dtype: Dtype,
     device: Option<Device>,
     used: RefCell<BTreeMap<String, Use>>,
+    /// What files say of themselves.
+    notes: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -80,6 +82,7 @@ impl Weights {
             dtype,
             device: device.cloned(),
             used: RefCell::default(),
+            notes: BTreeMap::new(),
         };
         for ending in ["safetensors", "fp16.safetensors"] {
             let path = format!("{part}/{stem}.{ending}");
@@ -105,6 +108,35 @@ impl Weights {
              weights are not read: convert them with diffusers' save_pretrained",
             files.describe(&format!("{part}/{stem}.safetensors"))
         )))
+    }
+
+    /// The tensors of one file, which people call `name`.
+    ///
+    /// # Errors
+    /// If its header is corrupt.
+    pub fn of_file(name: &str, blob: Blob) -> Result<Self> {
+        let mut weights = Self {
+            part: name.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            dtype: Dtype::Auto,
+            device: None,
+            used: RefCell::default(),
+            notes: BTreeMap::new(),
+        };
+        weights.add(Shard { name: name.to_owned(), blob })?;
+        Ok(weights)
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// What a file says of itself under `key`.
+    #[must_use]
+    pub fn note(&self, key: &str) -> Option<&str> {
+        self.notes.get(key).map(String::as_str)
     }
 
     fn add_index(&mut self, files: &ModelFiles, index: &str, bytes: &[u8]) -> Result<()> {
@@ -150,6 +182,7 @@ impl Weights {
         let header = shard.blob.head(whole).map_err(|error| corrupt(error.to_string()))?;
         let metadata: Metadata =
             serde_json::from_slice(&header[8..]).map_err(|error| corrupt(error.to_string()))?;
+        self.notes.extend(metadata.metadata().clone().into_iter().flatten());
         for (name, info) in metadata.tensors().into_iter().collect::<BTreeMap<_, _>>() {
             let (start, end) = info.data_offsets;
             let data_len = shard.blob.len() - (header_len + 8);
@@ -159,12 +192,15 @@ impl Weights {
                     end as u64 - data_len
                 )));
             }
+            if start > end {
+                return Err(corrupt(format!("the tensor `{name}` ends before it begins")));
+            }
             let entry = Entry {
                 shard: self.shards.len(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 start: header_len + 8 + start as u64,
-                len: end.saturating_sub(start),
+                len: end - start,
             };
             self.tensors.insert(name, entry);
         }

@@ -2,7 +2,9 @@
 
 use super::FaultBody;
 use crate::api::schema;
-use protocol::job::{Decode, GnVariance, JobSpec, Mode, Parallelism, Scheduler, Warmup, Wire};
+use protocol::job::{
+    Decode, GnVariance, JobSpec, Lora, Mode, Parallelism, Scheduler, Warmup, Wire,
+};
 use protocol::message::{BandView, RecoveryView, WaitView};
 use protocol::plan::Branch;
 use protocol::plan::netcheck::LinkFigures;
@@ -33,6 +35,30 @@ pub(crate) struct Spec {
     wire: Wire,
     #[schema(schema_with = schema::decode)]
     decode: Decode,
+    /// What is added to the model.
+    loras: Vec<AddedLora>,
+    /// The picture that it begins with.
+    init: Option<Begun>,
+}
+
+/// A LoRA file's changes.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct AddedLora {
+    /// Hex blake3 of the file.
+    file: String,
+    /// What people call it.
+    name: String,
+    /// What they are multiplied by.
+    scale: f32,
+}
+
+/// A picture to begin with.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Begun {
+    /// Hex blake3 of the file.
+    file: String,
+    /// How much of it is changed, up to 1.
+    strength: f32,
 }
 
 /// Who renders which rows.
@@ -90,6 +116,13 @@ pub(crate) struct Figures {
     bytes_per_second: f64,
 }
 
+impl From<&Lora> for AddedLora {
+    fn from(lora: &Lora) -> Self {
+        let Lora { file, name, scale } = lora;
+        Self { file: file.to_string(), name: name.clone(), scale: *scale }
+    }
+}
+
 impl From<&JobSpec> for Spec {
     fn from(spec: &JobSpec) -> Self {
         Self {
@@ -107,6 +140,11 @@ impl From<&JobSpec> for Spec {
             gn_variance: spec.gn_variance,
             wire: spec.wire,
             decode: spec.decode,
+            loras: spec.loras.iter().map(AddedLora::from).collect(),
+            init: spec
+                .init
+                .as_ref()
+                .map(|init| Begun { file: init.file.to_string(), strength: init.strength }),
         }
     }
 }

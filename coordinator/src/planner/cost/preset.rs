@@ -74,6 +74,8 @@ pub fn card(name: &str) -> Option<ModelCard> {
         decode_bytes,
         work,
         preview: None, // nothing is rendered
+        // Three images of the first block's channels.
+        encode_bytes: decode_bytes * 3 / 5,
     })
 }
 

@@ -168,6 +168,7 @@ pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
         fault().prop_map(ToClient::Refused),
         (any::<u64>(), event()).prop_map(|(job, event)| ToClient::Event { job: JobId(job), event }),
         cluster().prop_map(|cluster| ToClient::Cluster(Box::new(cluster))),
+        (super::file(), any::<u64>()).prop_map(|(file, bytes)| ToClient::Taken { file, bytes }),
         (any::<[u64; 2]>(), link_figures().prop_map(Ok), fault().prop_map(Err), any::<bool>())
             .prop_map(|(workers, figures, fault, good)| {
                 let figures = if good { figures } else { fault };

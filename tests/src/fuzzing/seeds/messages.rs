@@ -6,8 +6,8 @@ use protocol::codec::{self, LENGTHS_BYTES, Limits};
 use protocol::handshake::{PeerHandshake, hello};
 use protocol::identity::Fingerprint;
 use protocol::job::{
-    Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, ModelCard, ModelWork, Parallelism,
-    PreviewMap, Scheduler, Terms, Warmup,
+    Bands, CfgSplit, Decode, Dtype, FileDigest, GnVariance, InitWish, JobRequest, ModelCard,
+    ModelWork, Parallelism, PreviewMap, Scheduler, Terms, Warmup,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobTrace,
@@ -20,6 +20,7 @@ use protocol::plan::{Band, Branch, Fabric, Lack, Plan};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use serde::Serialize;
 
+const FILE: FileDigest = FileDigest([7; 32]);
 const RUN: RunId = RunId { job: JobId(1), epoch: Epoch(2) };
 const FIGURES: LinkFigures = LinkFigures { latency_us: 21.5, bytes_per_second: 1.2e9 };
 
@@ -41,6 +42,7 @@ pub(super) fn all() -> Vec<Seed> {
             FromClient::Show { job: JobId(1), with: Part::Image },
             FromClient::Show { job: JobId(1), with: Part::Trace },
             FromClient::Jobs { before: None, limit: 9, stages: JobStage::ALL.to_vec() },
+            FromClient::Put { file: FILE, offset: 1 << 16, total: 1 << 20 },
         ]),
         to_client(),
         bodies(&[called().hello(Rank(0))]),
@@ -131,6 +133,7 @@ fn card() -> ModelCard {
         decode_bytes: 2048,
         work: ModelWork { cell: 4, sites: 155, ..ModelWork::default() },
         preview: Some(preview()),
+        encode_bytes: 1536,
     }
 }
 
@@ -165,6 +168,8 @@ fn request() -> JobRequest {
         rebalance: false,
         probe: false,
         profile: true,
+        loras: sample::loras(),
+        init: Some(InitWish { file: FILE, width: 256, height: 512, strength: Some(0.5) }),
     }
 }
 
@@ -208,6 +213,8 @@ fn to_coordinator() -> Vec<Vec<u8>> {
         ToCoordinator::Measured { run: RUN, links: vec![(Rank(1), FIGURES)] },
         ToCoordinator::Failed { run: RUN, fault: fault(), unopened: vec![Rank(1), Rank(2)] },
         ToCoordinator::Aborted { run: RUN },
+        ToCoordinator::Holds { files: vec![FILE] },
+        ToCoordinator::Unheld { file: FILE, fault: fault() },
     ])
 }
 
@@ -221,6 +228,7 @@ fn to_worker() -> Vec<Vec<u8>> {
         ToWorker::Start { plan: plan(), rank: Rank(1), resume },
         ToWorker::Measure { plan: plan(), rank: Rank(0) },
         ToWorker::Abort { run: RUN, fault: fault() },
+        ToWorker::File { file: FILE, offset: 1 << 16, total: 1 << 20 },
     ])
 }
 
@@ -314,6 +322,7 @@ fn to_client() -> Vec<Vec<u8>> {
         ToClient::Cluster(Box::new(cluster(bands))),
         link(Ok(FIGURES)),
         link(Err(fault())),
+        ToClient::Taken { file: FILE, bytes: 1 << 20 },
     ])
 }
 

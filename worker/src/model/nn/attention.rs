@@ -6,6 +6,7 @@ use super::{Loader, Result};
 use crate::device;
 use crate::kernels::{self, Arithmetic, Heads, Isa, Keys};
 use crate::model::exchange::{Exchange, Rows};
+use crate::model::lora::Deltas;
 use crate::model::tensor::Tensor;
 use crate::profile::Work;
 use protocol::Site;
@@ -77,6 +78,14 @@ impl SelfAttention {
         Self { weights: self.weights.of_shard(shard), site: self.site }
     }
 
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.weights.adapt(deltas)
+    }
+
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -118,6 +127,14 @@ impl CrossAttention {
     #[must_use]
     pub fn of_shard(&self, shard: Shard) -> Self {
         Self(self.0.of_shard(shard))
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.0.adapt(deltas)
     }
 
     /// Bytes the weights take.
@@ -198,6 +215,12 @@ impl Projections {
             arithmetic: self.arithmetic,
             sum: self.sum.of_shard(shard),
         }
+    }
+
+    fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        [&mut self.to_q, &mut self.to_kv, &mut self.to_out]
+            .into_iter()
+            .try_for_each(|linear| linear.adapt(deltas))
     }
 
     fn bytes(&self) -> usize {

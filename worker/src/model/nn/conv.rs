@@ -1,11 +1,13 @@
 //! Convolutions over a band: the rows beyond its edges come through the exchange.
 
-use super::linear::Finish;
+use super::linear::{Finish, Linear};
+use super::low_rank::Factors;
 use super::{Loader, Result};
 use crate::device::{Array, conv, linear};
-use crate::kernels::{self, Band, Epilogue, Isa, Method};
+use crate::kernels::{self, Band, Epilogue, Isa, Method, Stored};
 use crate::model::Error;
 use crate::model::exchange::{Exchange, Halo, Rows};
+use crate::model::lora::{Deltas, Shape};
 use crate::model::tensor::{OnDevice, Tensor};
 use crate::profile::Work;
 use protocol::Site;
@@ -38,6 +40,17 @@ pub struct Conv3x3 {
     inputs: usize,
     outputs: usize,
     stride: usize,
+    /// Where it is in its file.
+    path: Arc<str>,
+    added: Option<Arc<Added>>,
+}
+
+/// A low-rank convolution that is added: a 3x3 one to few channels, and a product from there.
+#[derive(Debug)]
+struct Added {
+    down: Weight,
+    rank: usize,
+    up: Linear,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +77,17 @@ impl Weight {
     }
 }
 
+impl Added {
+    /// What is added to the convolution of `x`, whose border is around it.
+    fn on_device(&self, x: &Array, stride: usize) -> candle_core::Result<Array> {
+        let Weight::Device(down, _) = &self.down else {
+            candle_core::bail!("the change of a weight on a device is not there")
+        };
+        let low = conv::conv3x3(x, down, stride)?;
+        self.up.on_device(&low)
+    }
+}
+
 impl Conv3x3 {
     /// The convolution at `loader`.
     ///
@@ -83,7 +107,36 @@ impl Conv3x3 {
             Weight::Packed(Arc::new(packed))
         };
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
-        Ok(Self { weight, bias, site, inputs, outputs, stride })
+        let path = loader.path().into();
+        Ok(Self { weight, bias, site, inputs, outputs, stride, path, added: None })
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        let shape = Shape { outputs: self.outputs, inputs: self.inputs, kernel: 3 };
+        let changes = deltas.take(&self.path, shape)?;
+        let Some(Factors { rank, down, up }) = Factors::of(&[changes], self.outputs) else {
+            self.added = None;
+            return Ok(());
+        };
+        let shape = [rank, self.inputs, 3, 3];
+        let (down, like) = match &self.weight {
+            Weight::Packed(_) => {
+                let down = kernels::Conv::pack(Stored::F32(&down), shape, self.stride);
+                (Weight::Packed(Arc::new(down)), None)
+            }
+            Weight::Device(like, bias) => {
+                let down = Array::from_slice(&down, &shape, like.device())?;
+                let down = down.permute((0, 2, 3, 1))?.contiguous()?;
+                (Weight::Device(down, bias.clone()), Some(like))
+            }
+        };
+        let up = Linear::of_values(&up, [self.outputs, rank], like)?;
+        self.added = Some(Arc::new(Added { down, rank, up }));
+        Ok(())
     }
 
     /// The part that gives `outputs`.
@@ -91,7 +144,7 @@ impl Conv3x3 {
     pub fn giving(&self, outputs: Range<usize>) -> Self {
         let weight = self.weight.part(outputs.clone(), 0..self.inputs);
         let bias = self.bias[outputs.clone()].to_vec();
-        Self { weight, bias, outputs: outputs.len(), ..*self }
+        Self { weight, bias, outputs: outputs.len(), added: None, path: "".into(), ..*self }
     }
 
     /// The part that gives a summand of all outputs, from `inputs`; one of the parts `adds_bias`.
@@ -99,7 +152,7 @@ impl Conv3x3 {
     pub fn taking(&self, inputs: Range<usize>, adds_bias: bool) -> Self {
         let weight = self.weight.part(0..self.outputs, inputs.clone());
         let bias = if adds_bias { self.bias.clone() } else { vec![0.0; self.outputs] };
-        Self { weight, bias, inputs: inputs.len(), ..*self }
+        Self { weight, bias, inputs: inputs.len(), added: None, path: "".into(), ..*self }
     }
 
     /// Channels of its input.
@@ -153,8 +206,25 @@ impl Conv3x3 {
             below: halo.below.as_ref().map_or(Ok(&[][..]), Rows::exact)?,
         };
         let bias = shift.map(|shift| self.bias_with(shift));
+        let bias = bias.as_deref().unwrap_or(&self.bias);
+        let added = self.added.as_ref().map(|added| {
+            let shape =
+                [batch, rows.div_ceil(self.stride), columns.div_ceil(self.stride), added.rank];
+            let low = x.make(Work::Convolution, shape, |out| {
+                kernels::conv2d(
+                    Isa::best(),
+                    out,
+                    &band,
+                    added.down.packed()?,
+                    &Epilogue::default(),
+                );
+                Ok(())
+            })?;
+            added.up.forward_biased(&low, Some(bias))
+        });
+        let added = added.transpose()?;
         let epilogue = Epilogue {
-            bias: Some(bias.as_deref().unwrap_or(&self.bias)),
+            bias: Some(added.as_ref().map_or(bias, Tensor::view)),
             activation: finish.activation,
             residual: finish.residual.map(Tensor::view),
         };
@@ -186,7 +256,10 @@ impl Conv3x3 {
         let (shift, residual) = (x.with(shift)?, x.with(finish.residual)?);
         x.make(Work::Convolution, || {
             let x = conv::with_border(x.values, above.as_ref(), below.as_ref())?;
-            let out = conv::conv3x3(&x, weight, self.stride)?;
+            let mut out = conv::conv3x3(&x, weight, self.stride)?;
+            if let Some(added) = &self.added {
+                out = (&out + added.on_device(&x, self.stride)?.to_dtype(out.dtype())?)?;
+            }
             let bias = match shift {
                 Some(shift) => bias.broadcast_add(shift)?,
                 None => bias.clone(),

@@ -3,6 +3,7 @@
 use super::linear::{Finish, Linear};
 use super::{Loader, Result};
 use crate::kernels::Activation;
+use crate::model::lora::Deltas;
 use crate::model::tensor::Tensor;
 
 /// Sinusoidal embedding, as diffusers' `get_timestep_embedding`.
@@ -55,6 +56,15 @@ impl TimestepEmbedding {
             linear_1: Linear::load(&loader.at("linear_1").exact(), inputs, outputs, true)?,
             linear_2: Linear::load(&loader.at("linear_2").exact(), outputs, outputs, true)?,
         })
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.linear_1.adapt(deltas)?;
+        self.linear_2.adapt(deltas)
     }
 
     /// Bytes the weights take.

@@ -24,6 +24,10 @@ impl Scheduler for Ddim {
         &self.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        self.levels[0].0.coefficients()
+    }
+
     fn step(
         &mut self,
         call: usize,

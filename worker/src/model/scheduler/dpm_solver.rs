@@ -32,6 +32,10 @@ impl Scheduler for DpmSolver {
         &self.sigmas.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        self.level(0).coefficients()
+    }
+
     fn step(
         &mut self,
         call: usize,

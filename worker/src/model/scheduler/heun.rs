@@ -37,6 +37,10 @@ impl Scheduler for Heun {
         &self.sigmas.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        (1.0, self.sigmas.ratios[0].into())
+    }
+
     fn init_noise_sigma(&self) -> f64 {
         self.init_noise_sigma
     }

@@ -39,6 +39,10 @@ impl Scheduler for Lcm {
         &self.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        self.levels[0].coefficients()
+    }
+
     fn step(
         &mut self,
         call: usize,

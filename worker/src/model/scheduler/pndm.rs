@@ -55,6 +55,10 @@ impl Scheduler for Pndm {
         &self.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        self.levels[0].0.coefficients()
+    }
+
     fn step(
         &mut self,
         call: usize,

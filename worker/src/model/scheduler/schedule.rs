@@ -36,6 +36,11 @@ impl NoiseLevel {
         Self { alpha, sigma: ratio * alpha }
     }
 
+    /// What image and noise are multiplied by.
+    pub(super) fn coefficients(self) -> (f64, f64) {
+        (self.alpha, self.sigma)
+    }
+
     /// Half the log signal-to-noise ratio; infinite for a latent without noise.
     pub(super) fn lambda(self) -> f64 {
         self.alpha.ln() - self.sigma.ln()
@@ -193,6 +198,13 @@ impl Sigmas {
         let timesteps = ratios.iter().map(|&ratio| timestep_of(ratio, &logs) as f32).collect();
         let ratios = ratios.iter().map(|&ratio| ratio as f32).chain([last]).collect();
         Self { timesteps, ratios }
+    }
+
+    /// The same without the first `skipped` of its calls.
+    pub(super) fn from(mut self, skipped: usize) -> Self {
+        self.timesteps.drain(..skipped);
+        self.ratios.drain(..skipped);
+        self
     }
 
     /// The same, with the model shown whole timesteps only.

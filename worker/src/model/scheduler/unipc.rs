@@ -105,6 +105,10 @@ impl Scheduler for Unipc {
         &self.sigmas.timesteps
     }
 
+    fn noising(&self) -> (f64, f64) {
+        self.level(0).coefficients()
+    }
+
     fn step(
         &mut self,
         call: usize,

@@ -6,6 +6,7 @@ use super::transformer::{Transformer, TransformerShape};
 use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
+use crate::model::lora::Deltas;
 use crate::model::nn::Loader;
 use crate::model::tensor::Tensor;
 use crate::profile::Work;
@@ -33,6 +34,11 @@ impl Layer {
     fn of_shard(&self, shard: Shard) -> Self {
         let attention = self.attention.as_ref().map(|attention| attention.of_shard(shard));
         Self { resnet: self.resnet.of_shard(shard), attention }
+    }
+
+    fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.resnet.adapt(deltas)?;
+        self.attention.iter_mut().try_for_each(|attention| attention.adapt(deltas))
     }
 
     fn bytes(&self) -> usize {
@@ -82,6 +88,10 @@ impl Layers {
         Self(self.0.iter().map(|layer| layer.of_shard(shard)).collect())
     }
 
+    fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.0.iter_mut().try_for_each(|layer| layer.adapt(deltas))
+    }
+
     fn bytes(&self) -> usize {
         self.0.iter().map(Layer::bytes).sum()
     }
@@ -129,6 +139,15 @@ impl DownBlock {
         let last = resolution + 1 == config.block_channels.len();
         let downsampler = (!last).then(|| Downsample::load(&loader.at("downsamplers.0"), channels));
         Ok(Self { layers, downsampler: downsampler.transpose()? })
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.layers.adapt(deltas)?;
+        self.downsampler.iter_mut().try_for_each(|sampler| sampler.adapt(deltas))
     }
 
     /// Bytes the weights take.
@@ -197,6 +216,15 @@ impl MidBlock {
         Ok(Self { first, last: ResnetBlock::load(&loader.at("resnets.1"), resnet)? })
     }
 
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.first.adapt(deltas)?;
+        self.last.adapt(deltas)
+    }
+
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -258,6 +286,15 @@ impl UpBlock {
         let upsampler =
             (resolution > 0).then(|| Upsample::load(&loader.at("upsamplers.0"), channels));
         Ok(Self { layers, upsampler: upsampler.transpose()? })
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.layers.adapt(deltas)?;
+        self.upsampler.iter_mut().try_for_each(|sampler| sampler.adapt(deltas))
     }
 
     /// Bytes the weights take.

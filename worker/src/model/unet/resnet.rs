@@ -3,6 +3,7 @@
 use crate::kernels;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
+use crate::model::lora::Deltas;
 use crate::model::nn::Loader;
 use crate::model::nn::conv::Conv3x3;
 use crate::model::nn::group_norm::GroupNorm;
@@ -80,6 +81,17 @@ impl ResnetBlock {
         }
     }
 
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.conv1.adapt(deltas)?;
+        self.conv2.adapt(deltas)?;
+        let small = [&mut self.time_emb_proj, &mut self.conv_shortcut];
+        small.into_iter().flatten().try_for_each(|linear| linear.adapt(deltas))
+    }
+
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -149,6 +161,14 @@ impl Downsample {
         Self { conv, sum: self.sum.of_shard(shard) }
     }
 
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.conv.adapt(deltas)
+    }
+
     /// Bytes the weights take.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -188,6 +208,14 @@ impl Upsample {
     pub fn of_shard(&self, shard: Shard) -> Self {
         let conv = self.conv.taking(shard.range(self.conv.inputs()), shard.is_first());
         Self { conv, sum: self.sum.of_shard(shard) }
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.conv.adapt(deltas)
     }
 
     /// Bytes the weights take.

@@ -3,6 +3,7 @@
 use crate::kernels::Activation;
 use crate::model::Result;
 use crate::model::exchange::Exchange;
+use crate::model::lora::Deltas;
 use crate::model::nn::Loader;
 use crate::model::nn::attention::{CrossAttention, SelfAttention};
 use crate::model::nn::group_norm::GroupNorm;
@@ -65,6 +66,16 @@ impl Transformer {
     pub fn of_shard(&self, shard: Shard) -> Self {
         let blocks = self.transformer_blocks.iter().map(|block| block.of_shard(shard));
         Self { transformer_blocks: blocks.collect(), ..self.clone() }
+    }
+
+    /// Adds the changes that `deltas` has for it.
+    ///
+    /// # Errors
+    /// If they are of another shape.
+    pub fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.proj_in.adapt(deltas)?;
+        self.transformer_blocks.iter_mut().try_for_each(|block| block.adapt(deltas))?;
+        self.proj_out.adapt(deltas)
     }
 
     /// Bytes the weights take.
@@ -149,6 +160,13 @@ impl TransformerBlock {
             sum: self.sum.of_shard(shard),
             ..self.clone()
         }
+    }
+
+    fn adapt(&mut self, deltas: &mut Deltas) -> Result<()> {
+        self.attn1.adapt(deltas)?;
+        self.attn2.adapt(deltas)?;
+        self.ff_in.adapt(deltas)?;
+        self.ff_out.adapt(deltas)
     }
 
     fn bytes(&self) -> usize {

@@ -4,14 +4,14 @@ use crate::model::Result;
 use crate::model::config::Config;
 use serde_json::json;
 
-/// What `AutoencoderKL`'s configuration says of its decoder, as far as we support it.
+/// What `AutoencoderKL`'s configuration says, as far as we support it.
 #[derive(Clone, Debug)]
 pub struct VaeConfig {
     /// Channels of the latent.
     pub latent_channels: usize,
     /// Channels of each resolution, from the image's down.
     pub block_channels: Vec<usize>,
-    /// Residual blocks per resolution, less one.
+    /// Residual blocks per resolution of the encoder; the decoder has one more.
     pub layers_per_block: usize,
     /// Normalisation groups.
     pub norm_groups: usize,
@@ -21,6 +21,8 @@ pub struct VaeConfig {
     pub shift_factor: f64,
     /// Whether a 1x1 convolution comes first.
     pub post_quant_conv: bool,
+    /// Whether one ends the encoder.
+    pub quant_conv: bool,
     /// Whether the lowest resolution has attention.
     pub mid_block_attention: bool,
 }
@@ -46,14 +48,18 @@ impl VaeConfig {
                 &format!("{} of \"UpDecoderBlock2D\"", block_channels.len()),
             ));
         }
-        // The encoder is not built; the decoder always computes in f32, as `force_upcast` asks.
-        config.inert(&[
-            "down_block_types",
-            "force_upcast",
-            "in_channels",
-            "sample_size",
-            "use_quant_conv",
-        ]);
+        let kinds = config.texts("down_block_types")?;
+        if kinds.len() != block_channels.len()
+            || kinds.iter().any(|kind| *kind != "DownEncoderBlock2D")
+        {
+            return Err(config.refuse(
+                "down_block_types",
+                &format!("{} of \"DownEncoderBlock2D\"", block_channels.len()),
+            ));
+        }
+        config.only("in_channels", &[json!(3)])?;
+        // Both always compute in f32, as `force_upcast` asks.
+        config.inert(&["force_upcast", "sample_size"]);
         let read = Self {
             latent_channels: config.positive("latent_channels")?,
             layers_per_block: config.positive_or("layers_per_block", 1)?,
@@ -61,6 +67,7 @@ impl VaeConfig {
             scaling_factor: config.number_or("scaling_factor", 0.18215)?,
             shift_factor: config.number_or("shift_factor", 0.0)?,
             post_quant_conv: config.flag_or("use_post_quant_conv", true)?,
+            quant_conv: config.flag_or("use_quant_conv", true)?,
             mid_block_attention: config.flag_or("mid_block_add_attention", true)?,
             block_channels,
         };
@@ -94,6 +101,18 @@ impl VaeConfig {
             (resnets.max(enlarged) * size_of::<f32>()) >> (2 * block)
         };
         (0..=last).map(of_block).max().unwrap_or(0)
+    }
+
+    /// Bytes that must be alive at once for each pixel of a picture that is encoded, at the layer that needs most: a
+    /// residual block as above, or what a downsampler reads beside a copy of it.
+    #[must_use]
+    pub fn bytes_per_pixel_encoded(&self) -> usize {
+        let of_block = |block: usize| {
+            let (own, before) =
+                (self.block_channels[block], self.block_channels[block.saturating_sub(1)]);
+            ((2 * before + own).max(3 * own) * size_of::<f32>()) >> (2 * block)
+        };
+        (0..self.block_channels.len()).map(of_block).max().unwrap_or(0)
     }
 
     /// Pixels per latent row and column.

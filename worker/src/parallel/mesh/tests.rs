@@ -49,6 +49,8 @@ fn mesh(notes: &Notes) -> (Mesh, oneshot::Sender<Fault>) {
         decode: Decode::Whole,
         probe: false,
         profile: false,
+        loras: Vec::new(),
+        init: None,
     };
     let member = |number: u32| Member {
         worker: WorkerId(number.into()),

@@ -166,6 +166,8 @@ fn plan(heights: &[u32], near: &[u16], mode: Mode, wire: Wire) -> Plan {
         decode: Decode::Whole,
         probe: false,
         profile: false,
+        loras: Vec::new(),
+        init: None,
     };
     let mut top = 0;
     let members = heights.iter().zip(0_u16..).map(|(rows, number)| {

@@ -32,30 +32,48 @@ impl SchedulerConfig {
         kind: SchedulerKind,
         steps: usize,
     ) -> Result<Box<dyn Scheduler>, SchedulerError> {
+        self.build_from(kind, steps, 0)
+    }
+
+    /// The same without its first `skipped` steps, in place of which a picture is noised: diffusers' image-to-image
+    /// pipelines (`set_begin_index`; PNDM has none, and repeats a step from wherever it begins).
+    ///
+    /// # Errors
+    /// As [`Self::build`]; or if no step is left.
+    pub fn build_from(
+        &self,
+        kind: SchedulerKind,
+        steps: usize,
+        skipped: usize,
+    ) -> Result<Box<dyn Scheduler>, SchedulerError> {
         self.refuse_for(kind)?;
         let most =
             if kind == SchedulerKind::Lcm { self.original_inference_steps } else { self.train };
         if !(1..=most).contains(&steps) {
             return Err(SchedulerError::Steps { steps, kind, most });
         }
+        if skipped >= steps {
+            return Err(SchedulerError::Skipped { steps, skipped });
+        }
         Ok(match kind {
-            SchedulerKind::Ddim => Box::new(self.ddim(steps)?),
-            SchedulerKind::Pndm => Box::new(self.pndm(steps)?),
-            SchedulerKind::Lcm => Box::new(self.lcm(steps)?),
+            SchedulerKind::Ddim => Box::new(self.ddim(steps, skipped)?),
+            SchedulerKind::Pndm => Box::new(self.pndm(steps, skipped)?),
+            SchedulerKind::Lcm => Box::new(self.lcm(steps, skipped)?),
             SchedulerKind::Euler | SchedulerKind::EulerA => {
                 let sigmas = self.sigmas(kind, steps)?;
                 let init_noise_sigma = self.init_noise_sigma(kind, &sigmas);
                 let ancestral = kind == SchedulerKind::EulerA;
+                let sigmas = sigmas.from(skipped);
                 Box::new(Euler { sigmas, prediction: self.prediction, init_noise_sigma, ancestral })
             }
             SchedulerKind::Heun => {
                 let sigmas = self.sigmas(kind, steps)?;
                 let init_noise_sigma = self.init_noise_sigma(kind, &sigmas);
-                Box::new(Heun::new(&sigmas, self.prediction, init_noise_sigma))
+                Box::new(Heun::new(&sigmas.from(skipped), self.prediction, init_noise_sigma))
             }
             SchedulerKind::Dpmpp2m | SchedulerKind::Dpmpp2mKarras => Box::new(DpmSolver {
                 kind,
-                sigmas: self.sigmas(kind, steps)?,
+                sigmas: self.sigmas(kind, steps)?.from(skipped),
                 prediction: self.prediction,
                 // Fifteen is diffusers' bound for "few steps".
                 euler_at_final: self.euler_at_final
@@ -64,7 +82,7 @@ impl SchedulerConfig {
                 previous: None,
             }),
             SchedulerKind::Unipc => Box::new(Unipc {
-                sigmas: self.sigmas(kind, steps)?,
+                sigmas: self.sigmas(kind, steps)?.from(skipped),
                 prediction: self.prediction,
                 history: None,
             }),
@@ -208,10 +226,11 @@ impl SchedulerConfig {
         self.clip_sample.unwrap_or(default).then_some(self.clip_sample_range)
     }
 
-    fn ddim(&self, steps: usize) -> Result<Ddim, SchedulerError> {
+    fn ddim(&self, steps: usize, skipped: usize) -> Result<Ddim, SchedulerError> {
         let kind = SchedulerKind::Ddim;
         let alphas = self.alphas_cumprod(kind)?;
-        let timesteps = self.timesteps(kind, steps)?;
+        let mut timesteps = self.timesteps(kind, steps)?;
+        timesteps.drain(..skipped);
         self.refuse_division_by_zero(alphas[timesteps[0]])?;
         let own = self.kind == kind;
         let to_one = self.set_alpha_to_one.unwrap_or(own);
@@ -228,9 +247,10 @@ impl SchedulerConfig {
         })
     }
 
-    fn lcm(&self, steps: usize) -> Result<Lcm, SchedulerError> {
+    fn lcm(&self, steps: usize, skipped: usize) -> Result<Lcm, SchedulerError> {
         let alphas = self.alphas_cumprod(SchedulerKind::Lcm)?;
-        let timesteps = Lcm::timesteps(self.train, self.original_inference_steps, steps);
+        let mut timesteps = Lcm::timesteps(self.train, self.original_inference_steps, steps);
+        timesteps.drain(..skipped);
         self.refuse_division_by_zero(alphas[timesteps[0]])?;
         let levels = timesteps.iter().map(|&t| NoiseLevel::from_alpha_cumprod(alphas[t]));
         Ok(Lcm {
@@ -242,13 +262,14 @@ impl SchedulerConfig {
         })
     }
 
-    fn pndm(&self, steps: usize) -> Result<Pndm, SchedulerError> {
+    fn pndm(&self, steps: usize, skipped: usize) -> Result<Pndm, SchedulerError> {
         let kind = SchedulerKind::Pndm;
         let alphas = self.alphas_cumprod(kind)?;
         let mut timesteps = self.timesteps(kind, steps)?;
         if steps > 1 {
             timesteps.insert(1, timesteps[1]);
         }
+        timesteps.drain(..skipped);
         let to_one = self.set_alpha_to_one.unwrap_or(false);
         let stride = self.train / steps;
         let levels = timesteps.iter().enumerate().map(|(call, &t)| {
