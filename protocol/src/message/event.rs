@@ -112,7 +112,8 @@ pub enum Event {
         /// Why.
         fault: Fault,
     },
-    /// When its ranks did what: kept with a job that ended, and told to those who ask ([`Part::Trace`]).
+    /// When its ranks did what: kept with a job that ended, and told to those who ask
+    /// ([`Part::Trace`](super::Part::Trace)).
     Traced {
         /// What is known of it.
         trace: JobTrace,
