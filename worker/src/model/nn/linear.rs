@@ -268,7 +268,7 @@ impl Linear {
 }
 
 impl Linear {
-    /// The product of `x` plus `bias` [outputs] or, in the host's memory, [batch, outputs].
+    /// The product of `x` plus `bias` \[outputs\] or, in the host's memory, [batch, outputs].
     ///
     /// # Errors
     /// If `x` is not a tensor of the layer's shape.
