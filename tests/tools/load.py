@@ -19,7 +19,8 @@ import time
 
 import page
 
-REQUEST = {"prompt": "red apple", "width": 64, "height": 64, "steps": 1000, "seed": 1}
+# So long that it is rendered all the time.
+REQUEST = {"prompt": "red apple", "width": 256, "height": 256, "steps": 500, "seed": 1}
 
 
 def call(address, method, path, body=None):
@@ -110,6 +111,8 @@ def main():
         if dropped:
             sys.exit(f"followers of {dropped} were not told the end")
         steps = followers[0].heard.count("step")
+        if not steps:
+            sys.exit("the first job was not rendered")
         print(f"every follower was told its job's end; that of the one that was rendered heard {steps} steps")
 
 
