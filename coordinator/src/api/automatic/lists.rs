@@ -76,7 +76,12 @@ pub(in crate::api) async fn options(api: web::Data<Api>) -> Result<HttpResponse,
 /// Choose options: the model that is there can be chosen, and nothing else.
 #[utoipa::path(
     post, operation_id = "automatic_set_options", path = "/sdapi/v1/options", tag = "automatic1111", request_body = Object,
-    responses((status = 200, description = "It is so already", content_type = "application/json", body = Object), super::super::openapi::Refusals)
+    responses(
+        (status = 200, description = "It is so already", content_type = "application/json", body = Object),
+        (status = 413, description = "The body is too large", body = super::super::error::ErrorBody),
+        (status = 415, description = "The body is not said to be JSON", body = super::super::error::ErrorBody),
+        super::super::openapi::Refusals,
+    )
 )]
 pub(in crate::api) async fn set_options(
     request: HttpRequest,
