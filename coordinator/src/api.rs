@@ -30,6 +30,7 @@ mod submission;
 mod view;
 
 pub use server::{Server, Settings};
+pub(crate) use view::Job;
 
 use crate::actor::Coordinator;
 use crate::actor::visit::Visit;

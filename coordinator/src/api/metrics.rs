@@ -1,67 +1,36 @@
 //! Figures for Prometheus. What this process cannot know is left out.
 
+use super::Api;
 use super::error::Refusal;
-use super::limits::JOBS_MAX;
-use super::{Api, unexpected};
 use crate::director::Tallies;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use prometheus_client::encoding::prometheus_text;
 use prometheus_client::metrics::counter::{Atomic, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{self, Gauge};
 use prometheus_client::registry::Registry;
-use protocol::JobId;
 use protocol::job::Priority;
-use protocol::message::{ClusterView, FromClient, JobStage, ToClient};
+use protocol::message::ClusterView;
 use std::sync::atomic::AtomicU64;
 
 /// Names and values that tell figures of one name apart.
 type Labels = Vec<(&'static str, String)>;
-
-/// How many jobs of each priority wait.
-type Waiting = Vec<(Priority, u64)>;
 
 /// Figures for Prometheus.
 #[utoipa::path(
     get, operation_id = "fetch_metrics", path = "/metrics", tag = "service",
     responses((status = 200, description = "Figures in Prometheus' text format", content_type = "text/plain", body = String), super::openapi::Refusals)
 )]
-pub(super) async fn show(
-    request: HttpRequest,
-    api: web::Data<Api>,
-) -> Result<HttpResponse, Refusal> {
+pub(super) async fn show(api: web::Data<Api>) -> Result<HttpResponse, Refusal> {
     let (cluster, tallies) = api.gauge().await?;
-    let waiting = waiting(&request, &api).await?;
     let mut text = String::new();
-    prometheus_text::encode(&mut text, &registry(&cluster, &tallies, &waiting))
+    prometheus_text::encode(&mut text, &registry(&cluster, &tallies))
         .map_err(|error| Refusal::internal(error.to_string()))?;
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     Ok(HttpResponse::Ok().content_type(kind).body(text))
 }
 
-/// Counts the jobs that wait.
-async fn waiting(request: &HttpRequest, api: &Api) -> Result<Waiting, Refusal> {
-    let mut waiting: Waiting = Priority::ALL.iter().map(|priority| (*priority, 0)).collect();
-    let (mut visit, mut before): (_, Option<JobId>) = (api.visit(request), None);
-    loop {
-        let ask = FromClient::Jobs { before, limit: JOBS_MAX, stages: vec![JobStage::Queued] };
-        let (jobs, more) = match visit.ask(ask).await.ok_or_else(Refusal::hung_up)?.0 {
-            ToClient::Jobs { jobs, more } => (jobs, more),
-            ToClient::Refused(fault) => return Err(fault.into()),
-            other => return Err(unexpected(&other)),
-        };
-        for job in &jobs {
-            let count = waiting.iter_mut().find(|(priority, _)| *priority == job.priority);
-            count.into_iter().for_each(|(_, count)| *count += 1);
-        }
-        match jobs.last().filter(|_| more) {
-            Some(last) => before = Some(last.id),
-            None => return Ok(waiting),
-        }
-    }
-}
-
-fn registry(cluster: &ClusterView, tallies: &Tallies, waiting: &Waiting) -> Registry {
+fn registry(cluster: &ClusterView, tallies: &Tallies) -> Registry {
     let mut registry = Registry::with_prefix("tessera");
     let release = [(vec![("release", cluster.release.clone())], 1.0)];
     gauges(&mut registry, "build_info", "The coordinator's release", release);
@@ -71,8 +40,9 @@ fn registry(cluster: &ClusterView, tallies: &Tallies, waiting: &Waiting) -> Regi
         "Seconds since it started",
         [(Vec::new(), float(cluster.up_seconds))],
     );
-    let queued = waiting
+    let queued = Priority::ALL
         .iter()
+        .zip(&tallies.waiting)
         .map(|(priority, count)| (vec![("priority", priority.to_string())], float(*count)));
     gauges(&mut registry, "queue_jobs", "Jobs that wait, by priority", queued);
     let running = cluster.jobs.iter().filter(|job| job.progress.is_some()).count();
@@ -198,10 +168,11 @@ mod tests {
             pairs: Vec::new(),
             jobs: Vec::new(),
         };
-        let tallies = Tallies { finished: 3, call_seconds: 1.5, calls: 6, ..Tallies::default() };
+        let (waiting, call_seconds) = ([0, 1, 2], 1.5);
+        let tallies =
+            Tallies { finished: 3, call_seconds, calls: 6, waiting, ..Tallies::default() };
         let mut text = String::new();
-        let waiting = vec![(Priority::High, 2)];
-        prometheus_text::encode(&mut text, &registry(&cluster, &tallies, &waiting)).unwrap();
+        prometheus_text::encode(&mut text, &registry(&cluster, &tallies)).unwrap();
         for line in [
             "tessera_build_info{release=\"9\"} 1",
             "tessera_up_seconds 7",

@@ -39,13 +39,13 @@ impl FolderArgs {
 
     /// Prints what was done, for people or for programs.
     fn say(&self, text: &str, json: &Value) -> anyhow::Result<ExitCode> {
-        let text = if self.json { format!("{json}\n") } else { text.to_owned() };
-        say(&text)
+        say(self.json, text, json)
     }
 }
 
-/// Prints what was done.
-pub(super) fn say(text: &str) -> anyhow::Result<ExitCode> {
+/// Prints what was done, for programs or for people.
+pub(super) fn say(as_json: bool, text: &str, json: &Value) -> anyhow::Result<ExitCode> {
+    let text = if as_json { format!("{json}\n") } else { text.to_owned() };
     std::io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")?;
     Ok(ExitCode::SUCCESS)
 }

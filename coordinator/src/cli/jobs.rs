@@ -2,7 +2,6 @@
 
 mod cancel;
 mod fetch;
-mod json;
 mod logs;
 mod show;
 mod table;
@@ -18,6 +17,7 @@ use self::table::Table;
 use super::identity::{IdentityArgs, human_time};
 use super::progress::say;
 use super::{ADDRESS_DEFAULT, named};
+use crate::api::Job;
 use crate::client::{Client, Destination};
 use crate::identity::now;
 use protocol::JobId;
@@ -106,7 +106,7 @@ pub(super) async fn run(arguments: JobsArgs) -> anyhow::Result<ExitCode> {
     }
     let next = before.filter(|_| more);
     if arguments.json {
-        let all: Vec<_> = jobs.iter().map(json::of).collect();
+        let all: Vec<_> = jobs.iter().map(Job::from).collect();
         say(&json!({ "jobs": all, "next": next }))?;
     } else {
         print(&jobs, next, &arguments)?;

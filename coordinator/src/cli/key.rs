@@ -5,6 +5,7 @@ use crate::api::keys::{KeyFile, KeyLimits, Keys};
 use crate::identity::{Folder, now};
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -18,6 +19,9 @@ pub(super) struct KeyArgs {
     /// The file of keys, as `serve --api-keys` takes it [default: api-keys in the identity's folder].
     #[arg(long, value_name = "FILE", global = true)]
     file: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,17 +67,35 @@ pub(super) fn run(arguments: &KeyArgs) -> anyhow::Result<ExitCode> {
                 per_minute: *per_minute,
             };
             let key = file.change(|keys| keys.make(name, limits, now()))??;
-            say(&format!("{key}\n"))
+            say(arguments.json, &format!("{key}\n"), &json!({ "name": name, "key": key }))
         }
-        Action::List => say(&list(&file.read()?, now())),
+        Action::List => {
+            let keys = file.read()?;
+            say(arguments.json, &list(&keys, now()), &listed(&keys))
+        }
         Action::Revoke { name } => {
             if !file.change(|keys| keys.revoke(name))? {
                 let path = file.path().display();
                 bail!("there is no key `{name}` in {path}: `coordinator key list` shows them");
             }
-            say(&format!("revoked the key {name}\n"))
+            say(arguments.json, &format!("revoked the key {name}\n"), &json!({ "revoked": name }))
         }
     }
+}
+
+/// The keys as JSON; what they are is nobody's to know.
+fn listed(keys: &Keys) -> Value {
+    let each = keys.iter().map(|key| {
+        json!({
+            "name": key.name,
+            "made": key.made,
+            "waiting": key.waiting,
+            "pixels": key.pixels,
+            "steps": key.steps,
+            "per_minute": key.per_minute,
+        })
+    });
+    json!({ "keys": each.collect::<Vec<_>>() })
 }
 
 fn list(keys: &Keys, now: u64) -> String {

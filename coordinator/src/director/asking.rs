@@ -7,7 +7,6 @@ use crate::job::queue::{WAITING_MAX, Waiting};
 use crate::job::store::{EndedJob, StoreError};
 use bytes::Bytes;
 use protocol::codec::{CONTROL_BODY_BYTES_MAX, encode_body};
-use protocol::job::JobRequest;
 use protocol::message::{Event, JobRecord, JobResult, JobStage, JobTrace, Part, ToClient};
 use protocol::{Fault, FaultKind, JobId};
 use std::time::Duration;
@@ -208,27 +207,8 @@ fn of_waiting(waiting: &Waiting, ahead: u32) -> JobRecord {
 
 fn of_ended(ended: EndedJob) -> JobRecord {
     let EndedJob { job, asked, accepted, started, ended, events } = ended;
-    let request: JobRequest = asked.request;
-    let mut record = JobRecord {
-        id: job,
-        stage: JobStage::Failed,
-        priority: asked.priority,
-        owner: asked.owner,
-        seed: request.seed.unwrap_or(asked.seed),
-        request,
-        accepted,
-        started,
-        ended: Some(ended),
-        ahead: None,
-        spec: None,
-        model: None,
-        geometry: None,
-        progress: None,
-        bands: Vec::new(),
-        reason: String::new(),
-        fault: None,
-        result: None,
-    };
+    let asked = Waiting { started, ..Waiting::new(job, None, asked, accepted) };
+    let mut record = JobRecord { ended: Some(ended), ahead: None, ..of_waiting(&asked, 0) };
     events.into_iter().for_each(|event| took_place(&mut record, event));
     record
 }
@@ -276,7 +256,7 @@ mod tests {
     use crate::director::Effect;
     use crate::director::fixture::{CLIENT, START, cluster, started};
     use crate::planner::tests::request;
-    use protocol::job::{Priority, Terms};
+    use protocol::job::{JobRequest, Priority, Terms};
     use protocol::message::{ToCoordinator, ToWorker};
 
     const WATCHER: ClientId = 2;

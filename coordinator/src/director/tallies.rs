@@ -1,10 +1,11 @@
-//! What happened since this process started, as numbers that only rise.
+//! What happened since this process started, and what waits, as numbers.
 
 use super::Director;
 use protocol::FaultKind;
+use protocol::job::Priority;
 use protocol::message::Event;
 
-/// How often things happened.
+/// How often things happened; all but the last only rise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tallies {
     /// Jobs that were accepted.
@@ -31,6 +32,8 @@ pub struct Tallies {
     pub waited_seconds: f64,
     /// Bytes that ranks of finished jobs posted to their peers.
     pub posted_bytes: u64,
+    /// Jobs that wait, of each priority in the order of [`Priority::ALL`].
+    pub waiting: [u64; Priority::ALL.len()],
 }
 
 impl Tallies {
@@ -55,9 +58,14 @@ impl Tallies {
 }
 
 impl Director {
-    /// What happened since it was made.
+    /// What happened since it was made, and what waits.
     #[must_use]
     pub fn tallies(&self) -> Tallies {
-        self.tallies
+        let mut waiting = [0; Priority::ALL.len()];
+        for (priority, count) in Priority::ALL.iter().zip(&mut waiting) {
+            let of = self.queue.iter().filter(|waiting| waiting.priority == *priority);
+            *count += of.map(|_| 1).sum::<u64>();
+        }
+        Tallies { waiting, ..self.tallies }
     }
 }

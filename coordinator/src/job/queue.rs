@@ -166,8 +166,9 @@ impl Queue {
         jobs
     }
 
-    /// Takes all jobs out.
+    /// Takes all jobs out, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = Waiting> {
+        (self.round, self.rounds) = (0, BTreeMap::new());
         self.waiting.drain(..).map(|(_, waiting)| waiting)
     }
 }
@@ -217,6 +218,17 @@ mod tests {
         let begun = Waiting { epoch: Epoch(1), ..waiting(4, "ann") };
         queue.push(Waiting { priority: Priority::Low, ..begun });
         assert_eq!(order(&mut queue), [4, 3, 2, 1]);
+    }
+
+    #[test]
+    fn jobs_that_are_taken_out_and_put_back_keep_their_order() {
+        let mut queue = Queue::default();
+        for (job, owner) in [(1, "ann"), (2, "ann"), (3, "bertha")] {
+            queue.push(waiting(job, owner));
+        }
+        let all: Vec<Waiting> = queue.drain().collect();
+        all.into_iter().for_each(|waiting| assert!(queue.push(waiting) < 3));
+        assert_eq!(order(&mut queue), [1, 3, 2]);
     }
 
     #[test]

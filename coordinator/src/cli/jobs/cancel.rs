@@ -1,9 +1,11 @@
 //! `coordinator cancel`.
 
-use super::{AtArgs, json, number};
+use super::{AtArgs, number};
+use crate::api::Job;
 use crate::cli::progress::say;
 use crate::client::ClientError;
 use protocol::JobId;
+use serde_json::json;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -25,7 +27,7 @@ pub(crate) async fn run(arguments: CancelArgs) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     for job in &arguments.jobs {
         match client.cancel(*job).await {
-            Ok(record) if arguments.json => say(&json::of(&record))?,
+            Ok(record) if arguments.json => say(&json!(Job::from(&record)))?,
             Ok(_) => say(&format!("{job} is cancelled"))?,
             Err(ClientError::Refused(fault)) => {
                 code = ExitCode::FAILURE;

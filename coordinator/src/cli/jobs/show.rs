@@ -1,6 +1,7 @@
 //! `coordinator show`.
 
-use super::{AtArgs, at, json, number, plain, took};
+use super::{AtArgs, at, number, plain, took};
+use crate::api::Job;
 use crate::cli::human_bytes;
 use crate::cli::identity::human_time;
 use crate::cli::progress::{say, started};
@@ -8,6 +9,7 @@ use crate::identity::now;
 use protocol::JobId;
 use protocol::message::{BandView, JobRecord, JobResult, JobStage, Part};
 use protocol::plan::Branch;
+use serde_json::json;
 use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
@@ -26,7 +28,7 @@ pub(crate) struct ShowArgs {
 pub(crate) async fn run(arguments: ShowArgs) -> anyhow::Result<ExitCode> {
     let (record, _) = arguments.at.connect().await?.show(arguments.job, Part::Record).await?;
     if arguments.json {
-        say(&json::of(&record))?;
+        say(&json!(Job::from(&record)))?;
     } else {
         say(&describe(&record, now(), &arguments.at.options()))?;
     }

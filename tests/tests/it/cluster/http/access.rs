@@ -15,7 +15,9 @@ fn keys_are_asked_for_and_their_limits_hold() {
     let limits = ["--waiting=2", "--pixels=65536", "--steps=10", "--per-minute=5"];
     let alice = key(&[&["new", "alice"], &limits[..]].concat());
     let bob = key(&["new", "bob"]);
-    assert!(key(&["list"]).contains("alice") && !key(&["list"]).contains(&alice));
+    for listed in [key(&["list"]), key(&["list", "--json"])] {
+        assert!(listed.contains("alice") && !listed.contains(&alice), "{listed}");
+    }
     let (process, http) = http::serve("127.0.0.1:0", &["--api-keys", &file]);
 
     for stranger in [http.clone(), http.keyed("tessera-00"), http.with("Authorization", "Basic x")]
