@@ -14,6 +14,13 @@ pub struct KeyFile(PathBuf);
 /// Why the file is of no use.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
+    /// There is none.
+    #[error(
+        "there are no keys in {}: make one with `coordinator key new NAME --file {}`",
+        .0.display(),
+        .0.display()
+    )]
+    Missing(PathBuf),
     /// It cannot be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -49,7 +56,10 @@ impl KeyFile {
     /// # Errors
     /// If it is not there, others can read it, or it makes no sense.
     pub fn read(&self) -> Result<Keys, KeyFileError> {
-        let text = keyfile::read(&self.0)?;
+        let text = keyfile::read(&self.0).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => KeyFileError::Missing(self.0.clone()),
+            _ => error.into(),
+        })?;
         let damaged = |cause| KeyFileError::Damaged { path: self.0.clone(), cause };
         Keys::parse(&text).map_err(damaged)
     }
@@ -93,6 +103,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = KeyFile::at(&folder.path().join("a/keys"));
         assert_eq!(file.stamp(), None);
+        let missing = file.read().unwrap_err().to_string();
+        assert!(missing.contains("coordinator key new NAME --file"), "{missing}");
         let shown =
             file.change(|keys| keys.make("alice", KeyLimits::default(), 1)).unwrap().unwrap();
         let before = file.stamp();
