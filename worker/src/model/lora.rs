@@ -12,6 +12,9 @@ use names::Role;
 pub use names::{Part, aliases};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Where diffusers writes what PEFT says of the changes, as JSON.
+const NOTES: &str = "lora_adapter_metadata";
+
 /// A LoRA file and how much of it is wanted.
 #[derive(Debug)]
 pub struct Source {
@@ -58,6 +61,8 @@ struct LoraFile {
     name: String,
     scale: f32,
     weights: Weights,
+    /// What PEFT says of the changes beside their tensors: null, or by part and name.
+    notes: serde_json::Value,
     modules: BTreeMap<Module, Keys>,
     taken: BTreeSet<Module>,
 }
@@ -126,8 +131,12 @@ impl LoraFile {
     fn read(source: Source) -> Result<Self> {
         let Source { name, scale, blob } = source;
         let weights = Weights::of_file(&format!("the LoRA file {name}"), blob).map_err(refused)?;
-        let mut file =
-            Self { name, scale, weights, modules: BTreeMap::new(), taken: BTreeSet::new() };
+        let (notes, modules) = (serde_json::Value::Null, BTreeMap::new());
+        let mut file = Self { name, scale, weights, notes, modules, taken: BTreeSet::new() };
+        if let Some(text) = file.weights.note(NOTES) {
+            let read = serde_json::from_str(text);
+            file.notes = read.map_err(|error| file.refuse(&format!("its `{NOTES}`: {error}")))?;
+        }
         file.find_modules()?;
         file.check_notes()?;
         Ok(file)
@@ -170,9 +179,7 @@ impl LoraFile {
 
     /// What PEFT says of a part under `key`.
     fn note(&self, part: Part, key: &str) -> Option<serde_json::Value> {
-        let text = self.weights.note("lora_adapter_metadata")?;
-        let notes: serde_json::Value = serde_json::from_str(text).ok()?;
-        notes.get(format!("{}.{key}", part.name())).cloned()
+        self.notes.get(format!("{}.{key}", part.name())).cloned()
     }
 
     fn take(&mut self, module: &Module, shape: Shape) -> Result<Option<Delta>> {
@@ -299,6 +306,8 @@ mod tests {
         let cause =
             cause_of(&[(&a, &[2, 192]), (&b, &[192, 2])], Some(r#"{"unet.use_dora": true}"#));
         assert!(cause.contains("use_dora"), "{cause}");
+        let cause = cause_of(&[(&a, &[2, 192]), (&b, &[192, 2])], Some(r#"{"unet.lora_alpha"#));
+        assert!(cause.contains("lora_adapter_metadata"), "{cause}");
         for (key, kind) in [
             ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
             ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "LoKr"),
