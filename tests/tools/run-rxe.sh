@@ -59,7 +59,7 @@ packages=(
 
 # Fills the cache: kernel, modules, QEMU and the guest's programs, unpacked.
 fetch() {
-    local new kernel release qemu=() deb module start
+    local new kernel release qemu=() deb module files start
     need apt-cache apt-get dpkg-deb tar xz
     new=$(mktemp -d "$cache/new.XXXXXX")
     trap 'rm -rf "$new"' EXIT
@@ -70,6 +70,7 @@ fetch() {
     fi
     [ -n "$kernel" ] || fail "the package lists have no linux-image-amd64: it needs Debian's archive"
     release=${kernel#linux-image-}
+    files=("${modules[@]/#/./lib/modules/$release/kernel/}")
     if ! command -v qemu-system-x86_64 >/dev/null; then
         # Simulated only: what of QEMU is not installed yet.
         mapfile -t qemu < <(apt-get install -s --no-install-recommends qemu-system-x86 2>/dev/null |
@@ -84,7 +85,7 @@ fetch() {
         case $deb in
             */linux-image-*) # 400 MB, of which little is needed
                 dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new" "./boot/vmlinuz-$release" \
-                    $(printf "./lib/modules/$release/kernel/%s.ko " "${modules[@]}") ;;
+                    "${files[@]/%/.ko}" ;;
             *) dpkg-deb -x "$deb" "$new/system" ;;
         esac
     done
@@ -95,7 +96,7 @@ fetch() {
     start=$(LC_ALL=C grep -aboP '\xFD7zXZ\x00' "$new/boot/vmlinuz-$release" | head -1 | cut -d: -f1)
     tail -c +$((start + 1)) "$new/boot/vmlinuz-$release" | xz -dc --single-stream >"$new/kernel" 2>/dev/null || true
     [ "$(head -c 4 "$new/kernel" | tail -c 3)" = ELF ] || fail "the kernel $release is not packed with xz"
-    rm -rf "$new/debs" "$new/boot" "$new/lib" "$cache/guest"
+    rm -rf "${new:?}"/{debs,boot,lib} "$cache/guest"
     echo $format >"$new/format"
     mv "$new" "$cache/guest"
     trap - EXIT
@@ -123,9 +124,9 @@ add_libraries() {
     for file in "$@"; do
         found=$(LD_LIBRARY_PATH=$own_libraries ldd "$file" 2>/dev/null) || continue # it is static
         ! grep -q 'not found' <<<"$found" || fail "libraries of $file are missing: $(grep 'not found' <<<"$found")"
-        for library in $(grep -oE '/[^ ]+\.so[^ ]*' <<<"$found"); do
+        while read -r library; do
             cp -Ln "$library" "$root/lib/x86_64-linux-gnu/"
-        done
+        done < <(grep -oE '/[^ ]+\.so[^ ]*' <<<"$found")
     done
 }
 add_program() {
@@ -213,5 +214,8 @@ timeout -k 5 "$timeout" "${qemu[@]}" -accel tcg,thread=multi -M pc -cpu max -smp
 exit_code=$(tr -dc 0-9 <"$work/code" 2>/dev/null || true)
 [ -z "$exit_code" ] || exit "$exit_code"
 tail -25 "$work/console" >&2 || true
-[ "$status" -ne 124 ] && [ "$status" -ne 137 ] || { echo "run-rxe: not done after $timeout s" >&2; exit 124; }
+if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+    echo "run-rxe: not done after $timeout s" >&2
+    exit 124
+fi
 fail "the guest ended before the program did (qemu: $status)"
