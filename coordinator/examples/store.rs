@@ -1,6 +1,7 @@
-//! How long the store's calls take on a disk: `cargo run --release -p coordinator --example store -- FOLDER`.
+//! How long the store's calls take, on a disk or with a Postgres server:
+//! `cargo run --release -p coordinator --example store -- FOLDER|URL`.
 
-use coordinator::job::store::{Asked, Keep, Store, StoreError};
+use coordinator::job::store::{Asked, Keep, Store, StoreError, StoredRun};
 use coordinator::planner::cost::preset;
 use coordinator::planner::settle;
 use protocol::job::JobRequest;
@@ -13,9 +14,13 @@ use std::time::{Duration, Instant};
 const CALLS: u32 = 200;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = std::env::args().nth(1).ok_or("give a folder on the disk in question")?;
-    let folder = tempfile::tempdir_in(folder)?;
-    let mut store = Store::open(folder.path())?;
+    let place = std::env::args().nth(1).ok_or("give a folder on the disk in question, or a URL")?;
+    let remote = place.contains("://");
+    let folder = (!remote).then(|| tempfile::tempdir_in(&place)).transpose()?;
+    let mut store = match &folder {
+        Some(folder) => Store::open(folder.path())?,
+        None => Store::connect(&place, |_| ())?,
+    };
     let request = JobRequest::new("an apple");
     let spec = settle(&request, &preset::card("sdxl").ok_or("no such model")?, 1)?;
     let asked = Asked::new(request, 1);
@@ -23,7 +28,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     say("accept", |_| store.accept(&asked, 1).map(|job| jobs.push(job)))?;
     let job = jobs[0];
     let run = |epoch| RunId { job, epoch: Epoch(epoch) };
-    say("start a run", |epoch| store.started(run(epoch), "digest", &spec, 1))?;
+    let (model, plan) = ("digest".to_owned(), None);
+    let mut begun = StoredRun { epoch: Epoch(0), model, spec, plan };
+    say("start a run", |epoch| {
+        begun.epoch = Epoch(epoch);
+        store.started(job, &begun, 1)
+    })?;
     let latent = vec![3; 1 << 20];
     say("checkpoint of 1 MiB", |calls| store.checkpoint(run(CALLS - 1), calls, CALLS, &latent))?;
     let (ended, image) = (Fault::new(FaultKind::Cancelled, "the end"), vec![5; 3 << 20]);

@@ -32,7 +32,7 @@ use crate::cluster::registry::Registry;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::{Queue, Waiting};
 use crate::job::state::RunState;
-use crate::job::store::{Keep, Store};
+use crate::job::store::{EndedJob, Keep, Store};
 use crate::job::trace::Recorder;
 use bytes::Bytes;
 use files::Shelf;
@@ -44,6 +44,7 @@ use protocol::plan::Fabric;
 use protocol::{JobId, RunId, WorkerId};
 use recovery::Broken;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 /// A client's session, numbered by whoever serves it.
@@ -99,6 +100,8 @@ pub struct Director {
     /// Until when workers on which a computation failed get no work.
     resting: BTreeMap<WorkerId, Duration>,
     store: Box<dyn Keep>,
+    /// Who hears of jobs that ended, beside their clients.
+    ends: Option<SyncSender<EndedJob>>,
     /// What the store has not taken yet.
     unstored: Vec<Unstored>,
     store_rests_until: Duration,
@@ -197,6 +200,7 @@ impl Director {
             drains: Vec::new(),
             resting: BTreeMap::new(),
             store,
+            ends: None,
             unstored: Vec::new(),
             store_rests_until: Duration::ZERO,
             retention: Retention::default(),

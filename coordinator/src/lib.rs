@@ -18,4 +18,5 @@ pub mod picture;
 pub mod planner;
 pub mod probe;
 pub mod profile;
+pub mod telemetry;
 pub mod ui;

@@ -1,6 +1,6 @@
 //! The store of jobs under `kill -9`.
 
-use coordinator::job::store::{Asked, Keep, Store, StoredCheckpoint};
+use coordinator::job::store::{Asked, Keep, Store, StoredCheckpoint, StoredRun};
 use coordinator::planner::cost::preset;
 use coordinator::planner::settle;
 use protocol::job::{JobRequest, JobSpec, Warmup};
@@ -36,6 +36,10 @@ fn spec() -> JobSpec {
     settle(&request(), &card, 1).expect("a request that can be rendered")
 }
 
+fn begun() -> StoredRun {
+    StoredRun { epoch: Epoch(0), model: "digest".to_owned(), spec: spec(), plan: None }
+}
+
 fn ended() -> [Event; 1] {
     [Event::Failed { fault: Fault::new(FaultKind::Cancelled, "the end") }]
 }
@@ -60,7 +64,7 @@ fn writes_until_killed() {
     loop {
         let job = store.accept(&Asked::new(request(), 1), 1).expect("room");
         say("accepted", job, 0);
-        store.started(run(job, 0), "digest", &spec(), 1).expect("room");
+        store.started(job, &begun(), 1).expect("room");
         for calls in 1..=4 {
             store.checkpoint(run(job, 0), calls, 4, &bytes(calls)).expect("room");
             say("checkpoint", job, calls);

@@ -10,6 +10,7 @@ pub mod http;
 pub mod network;
 pub mod oracle;
 pub mod picture;
+pub mod postgres;
 pub mod random;
 pub mod render;
 pub mod simulation;

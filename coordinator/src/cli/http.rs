@@ -36,8 +36,11 @@ impl HttpArgs {
         if address == OFF {
             return Ok(None);
         }
-        if self.api_keys.is_none() && !self.http_open {
-            self.check_loopback().await?;
+        match &self.api_keys {
+            // Read again when it is used, and found wrong before anything is started.
+            Some(file) => drop(KeyFile::at(file).read()?),
+            None if self.http_open => {}
+            None => self.check_loopback().await?,
         }
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!(

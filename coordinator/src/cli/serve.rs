@@ -8,14 +8,18 @@ use crate::actor::Coordinator;
 use crate::director::{Director, Retention};
 use crate::files::Files;
 use crate::identity::{Access, Folder, FolderError, Keeper, now};
-use crate::job::store::Store;
+use crate::job::store::{Store, StoreError};
+use crate::telemetry;
 use anyhow::Context;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
+/// Names the database if the command line does not.
+const DATABASE_VARIABLE: &str = "TESSERA_DATABASE";
 /// How long clients have to hear that the coordinator goes away: a message on an open connection.
 const FAREWELL: Duration = Duration::from_millis(300);
 
@@ -28,11 +32,14 @@ pub(super) struct ServeArgs {
     /// [default: jobs end with this process].
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    /// Keep jobs in this Postgres database instead, and only the files that they are rendered with under --data; also
+    /// by `TESSERA_DATABASE`, which nobody reads in a list of processes.
+    #[arg(long, value_name = "URL")]
+    database: Option<String>,
     /// How many days the ends of jobs and their images are kept [default: 1].
     #[arg(
         long,
         value_name = "N",
-        requires = "data",
         value_parser = clap::value_parser!(u64).range(1..=36_500)
     )]
     keep_days: Option<u64>,
@@ -40,10 +47,13 @@ pub(super) struct ServeArgs {
     #[arg(
         long,
         value_name = "N",
-        requires = "data",
         value_parser = clap::value_parser!(u64).range(1..=1 << 20)
     )]
     keep_gib: Option<u64>,
+    /// Send a trace of each job that ends to the OpenTelemetry collector at this address, by OTLP over HTTP; `OTEL_EXPORTER_OTLP_HEADERS`
+    /// says what goes with it.
+    #[arg(long, value_name = "URL")]
+    otlp: Option<String>,
     #[command(flatten)]
     http: HttpArgs,
     #[command(flatten)]
@@ -63,12 +73,12 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     let access = access(&arguments).await?;
     let http = arguments.http.listen().await?;
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
-    let store = match &arguments.data {
-        Some(folder) => Store::open(folder)?,
-        None => Store::in_memory(),
-    };
+    let (store, mut taken) = open(&arguments)?;
     let mut director = Director::open(store, now())?;
     director.retain(retention(&arguments));
+    if let Some(url) = &arguments.otlp {
+        director.tell_ends(telemetry::export_to(url)?);
+    }
     let files = match &arguments.data {
         Some(folder) => Files::open(folder),
         None => Files::temporary(),
@@ -86,6 +96,7 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        Some(taken) = taken.recv() => return Err(taken.into()),
     }
     tracing::info!("shutting down; workers stay and come back to the next coordinator here");
     coordinator.shut_down().await;
@@ -95,6 +106,28 @@ pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
         None => farewell.await,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The store of jobs, and what says that another coordinator took it.
+fn open(arguments: &ServeArgs) -> anyhow::Result<(Store, mpsc::Receiver<StoreError>)> {
+    let (say, taken) = mpsc::channel(1);
+    let url = arguments.database.clone().or_else(|| std::env::var(DATABASE_VARIABLE).ok());
+    let store = match (&arguments.data, url) {
+        (_, Some(url)) => {
+            // Once: whoever waits for it ends the process.
+            let store = Store::connect(&url, move |error| drop(say.try_send(error)))?;
+            tracing::info!("jobs are kept in {}", store.place());
+            store
+        }
+        (Some(folder), None) => Store::open(folder)?,
+        (None, None) if arguments.keep_days.is_some() || arguments.keep_gib.is_some() => {
+            anyhow::bail!(
+                "--keep-days and --keep-gib say how much is kept, and nothing is: give --data DIR or --database URL, too"
+            )
+        }
+        (None, None) => Store::in_memory(),
+    };
+    Ok((store, taken))
 }
 
 /// How much is kept of jobs that ended.

@@ -1,11 +1,12 @@
 //! Jobs from submission to their end.
 
+use super::recovery::{REPLACEMENT_PATIENCE, bits_changed, same_bands};
 use super::{Active, ClientId, Director, Effect, Follower, Standing};
 use crate::cluster::pulse::Pulses;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
 use crate::job::state::{RunState, Tally};
-use crate::job::store::Asked;
+use crate::job::store::{Asked, StoredRun};
 use crate::job::trace::Recorder;
 use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
@@ -220,6 +221,17 @@ impl Director {
         }
         self.check_held(&next.request)?;
         let candidates = self.candidates(&next.request);
+        // One that is to keep its bits has the bands that it had under the coordinator before this one, if its workers
+        // come back, or others in their place.
+        if let Some(old) = next.plan.as_ref().filter(|_| next.model.as_ref() == Some(&card.digest))
+            && self.now < REPLACEMENT_PATIENCE
+        {
+            let broken = self.registry.broken(self.now);
+            let plan = planner::refill(old, next.run(), &candidates, &broken);
+            let plan = plan.ok_or_else(|| waits("too few workers for the bands that it had"))?;
+            let reason = "the same bands as before the coordinator ended".to_owned();
+            return Ok(Placed { plan, reason });
+        }
         let spec = planner::settle(&next.request, card, next.seed)?;
         let wish = Wish { broken: self.registry.broken(self.now), ..Wish::from(&next.request) };
         let pairs = self.registry.pairs(&wish.fabrics);
@@ -254,7 +266,10 @@ impl Director {
         let checkpoint = checkpoint.filter(|from| same && from.fits(plan.geometry));
         let mut tally = Tally::default();
         if asked.epoch > Epoch(0) {
-            let recovery = taken_up(&plan, checkpoint.as_ref());
+            let recovery = taken_up(&plan, checkpoint.as_ref(), asked.plan.take().as_ref());
+            if request.deterministic && !recovery.exact {
+                self.tell(job, bits_changed(), Bytes::new());
+            }
             let (bands, reason) = (super::view::bands(&plan), reason.clone());
             let event = Event::Resumed { recovery: recovery.clone(), bands, reason };
             self.tell(job, event, Bytes::new());
@@ -263,6 +278,8 @@ impl Director {
         self.command(&plan, checkpoint.as_ref());
         let mut followers = self.followers.get(&job).into_iter().flatten();
         let latents = followers.any(|follower| follower.latents);
+        let exact = checkpoint.clone().filter(|from| plan.resumes_exactly(from.calls));
+        let exact = exact.filter(|_| request.deterministic);
         let carried = (checkpoint, tally);
         let pulses = Pulses::new(plan.world_size());
         let mut recorder = Recorder::new(self.unix_us(), self.now);
@@ -279,7 +296,7 @@ impl Director {
             run,
             reason,
             pulses,
-            exact: None,
+            exact,
             broken: None,
             futile: 0,
             cut: BTreeSet::new(),
@@ -443,7 +460,9 @@ impl Director {
     pub(super) fn store_started(&mut self, plan: &Plan, request: &JobRequest) -> Result<(), Fault> {
         let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
         let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
-        let started = self.store.started(plan.run, &model, &spec, self.unix());
+        let kept = request.deterministic.then(|| plan.clone());
+        let run = StoredRun { epoch: plan.run.epoch, model, spec, plan: kept };
+        let started = self.store.started(plan.run.job, &run, self.unix());
         self.stored(started)
     }
 }
@@ -459,7 +478,7 @@ pub(super) fn unknown(job: JobId) -> Fault {
 }
 
 /// What people are told of a job that the coordinator before this one had begun.
-fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>) -> RecoveryView {
+fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>, old: Option<&Plan>) -> RecoveryView {
     let calls = checkpoint.map_or(0, |checkpoint| checkpoint.calls);
     let ranks = u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
     let cause = "the coordinator ended, and the next one goes on";
@@ -469,7 +488,10 @@ fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>) -> RecoveryView {
         resumed_at: calls,
         seconds: 0.0, // nobody was there to count them
         workers: [ranks; 2],
-        // Where bands were is not kept; they matter where values are displaced.
-        exact: plan.spec.mode == Mode::FullSync && calls == 0,
+        // Where bands were is kept of those that are to keep their bits; it matters where values are displaced.
+        exact: match old {
+            Some(old) => same_bands(old, plan) && plan.resumes_exactly(calls),
+            None => plan.spec.mode == Mode::FullSync && calls == 0,
+        },
     }
 }

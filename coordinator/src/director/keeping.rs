@@ -6,10 +6,11 @@
 use super::{ClientId, Director};
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
-use crate::job::store::{Asked, Keep, Outcome, StoreError, StoredJob};
+use crate::job::store::{Asked, EndedJob, Keep, Outcome, StoreError, StoredJob};
 use bytes::{BufMut, Bytes, BytesMut};
 use protocol::message::{Event, ToClient};
 use protocol::{Epoch, Fault, FaultKind, JobId};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 /// How long workers of the coordinator before this one may take to come back before a job that it had begun goes
@@ -78,6 +79,11 @@ impl Director {
         self.retention = retention;
     }
 
+    /// Whatever ends from now on is put in there, too, if there is room.
+    pub fn tell_ends(&mut self, ends: SyncSender<EndedJob>) {
+        self.ends = Some(ends);
+    }
+
     pub(super) fn unix(&self) -> u64 {
         self.unix + self.now.as_secs()
     }
@@ -143,6 +149,7 @@ impl Director {
                 return;
             }
             let Unstored { job, mut events, image } = self.unstored.remove(0);
+            self.export_end(job);
             if let Some(last) = events.pop() {
                 self.tallies.ended(&last);
                 self.tell(job, last, image);
@@ -155,6 +162,16 @@ impl Director {
         if self.now >= self.forget_at && !self.store_rests() {
             self.forget_at = self.now + FORGET_EVERY;
             self.forget();
+        }
+    }
+
+    fn export_end(&mut self, job: JobId) {
+        let Some(ends) = &self.ends else { return };
+        let ended = self.store.ended_job(job);
+        if let Ok(Some(ended)) = ended
+            && let Err(TrySendError::Full(_)) = ends.try_send(ended)
+        {
+            tracing::warn!(job = job.0, "its trace is left out: the collector is behind");
         }
     }
 
@@ -208,6 +225,7 @@ fn waiting(stored: StoredJob) -> Waiting {
         let planes = stored.bytes.slice(1..);
         Some(Checkpoint { calls: stored.calls, of: stored.of, history, planes })
     });
-    let model = run.map(|run| run.model);
-    Waiting { started, epoch, model, checkpoint, ..Waiting::new(job, None, asked, accepted) }
+    let (model, plan) = run.map(|run| (run.model, run.plan)).unzip();
+    let plan = plan.flatten();
+    Waiting { started, epoch, model, checkpoint, plan, ..Waiting::new(job, None, asked, accepted) }
 }

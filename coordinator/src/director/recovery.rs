@@ -287,12 +287,7 @@ impl Director {
             recovery.seconds
         );
         if active.asked.request.deterministic && !recovery.exact {
-            let text = format!(
-                "no worker came in place of the lost one within {} s: the image goes on, but its bits are no \
-                 longer those of an undisturbed run",
-                REPLACEMENT_PATIENCE.as_secs()
-            );
-            self.tell(active.job(), Event::Notice { text }, Bytes::new());
+            self.tell(active.job(), bits_changed(), Bytes::new());
         }
         let bands = super::view::bands(&plan);
         let event = Event::Resumed { recovery: recovery.clone(), bands, reason: reason.clone() };
@@ -411,8 +406,18 @@ fn cuts(lost: &[Lost]) -> Vec<(Rank, Rank)> {
     if cuts.is_empty() { first() } else { cuts }
 }
 
+/// What people are told of a job that was to keep its bits, and could not.
+pub(super) fn bits_changed() -> Event {
+    let text = format!(
+        "no worker came in place of the lost one within {} s: the image goes on, but its bits are no longer those of \
+         an undisturbed run",
+        REPLACEMENT_PATIENCE.as_secs()
+    );
+    Event::Notice { text }
+}
+
 /// Whether ranks have the same bands in both plans.
-fn same_bands(one: &Plan, other: &Plan) -> bool {
+pub(super) fn same_bands(one: &Plan, other: &Plan) -> bool {
     let bands = |plan: &Plan| -> Vec<_> {
         plan.members.iter().map(|each| (each.branch, each.band, each.decodes)).collect()
     };

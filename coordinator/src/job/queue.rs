@@ -7,6 +7,7 @@
 use super::checkpoint::Checkpoint;
 use super::store::Asked;
 use protocol::job::{JobRequest, Priority};
+use protocol::plan::Plan;
 use protocol::{Epoch, Fault, FaultKind, JobId, RunId};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ pub struct Waiting {
     pub model: Option<String>,
     /// Where it goes on, if it was begun before this process.
     pub checkpoint: Option<Checkpoint>,
+    /// Who rendered it then, if it is to have the same bands.
+    pub plan: Option<Plan>,
 }
 
 impl Waiting {
@@ -47,7 +50,7 @@ impl Waiting {
     #[must_use]
     pub fn new(job: JobId, client: Option<u64>, asked: Asked, accepted: u64) -> Self {
         let Asked { request, seed, owner, priority, .. } = asked;
-        let (started, epoch, model, checkpoint) = (None, Epoch(0), None, None);
+        let (started, epoch, model, checkpoint, plan) = (None, Epoch(0), None, None, None);
         Self {
             job,
             client,
@@ -60,6 +63,7 @@ impl Waiting {
             epoch,
             model,
             checkpoint,
+            plan,
         }
     }
 

@@ -1,5 +1,5 @@
 //! What a coordinator must not forget: the jobs it accepted, how far each got, and the images of
-//! those that ended. An SQLite database in a folder of its own.
+//! those that ended. An SQLite database in a folder of its own, or a Postgres database.
 //!
 //! Invariants, cited by tests:
 //! - **K-1 accepted**: a job that [`Keep::accept`] gave a number has an end ([`Keep::outcome`]), or
@@ -13,38 +13,51 @@
 //! memory still: a crash of the process does not touch it, a loss of power may bring the one before
 //! back, which only costs its steps. What is stored later never is there without it.
 
-mod disk;
+mod database;
 mod ended;
 mod error;
 mod keep;
+mod postgres;
+mod sqlite;
 #[cfg(test)]
 mod tests;
+mod written;
 
 pub use ended::EndedJob;
 pub use error::StoreError;
 pub use keep::Keep;
 
 use bytes::Bytes;
-use protocol::codec::{decode_body, encode_body};
+use database::{Database, Durable, Misread, Row, Statement, Value};
+use postgres::Postgres;
+use protocol::codec::encode_body;
 use protocol::job::{JobRequest, JobSpec, Priority};
 use protocol::message::{Event, JobStage};
-use protocol::{Epoch, Fault, FaultKind, JobId, RELEASE, RunId, WIRE_VERSION};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use protocol::plan::Plan;
+use protocol::{Epoch, Fault, JobId, RELEASE, RunId, WIRE_VERSION};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use sqlite::Sqlite;
 use std::fmt::Display;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use written::Written;
 
 /// The jobs of one coordinator.
 ///
 /// Each call ends when it is stored: milliseconds, most of them the disk's. Times are unix seconds.
 #[derive(Debug)]
 pub struct Store {
-    connection: Connection,
-    folder: PathBuf,
-    /// Held as long as the connection is there, so it is dropped after it; none if nothing is kept.
-    lock: Option<File>,
+    database: Box<dyn Database>,
+    doubts: Doubts,
+}
+
+/// What may have been stored, though the database's answer was lost and its caller heard that it was not.
+#[derive(Debug)]
+struct Doubts {
+    /// The highest number of the jobs that were told to be accepted.
+    accepted_max: i64,
+    accept: bool,
+    start: Option<RunId>,
+    finish: Option<JobId>,
 }
 
 /// The jobs that had not ended when the coordinator did.
@@ -107,6 +120,8 @@ pub struct StoredRun {
     pub model: String,
     /// What was rendered.
     pub spec: JobSpec,
+    /// By whom, if the next run is to have the same bands.
+    pub plan: Option<Plan>,
 }
 
 /// How far a job got.
@@ -131,159 +146,192 @@ pub struct Outcome {
     pub image: Bytes,
 }
 
-/// When what was written is on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Durable {
-    /// When the call returns.
-    Now,
-    /// With the next that is.
-    Later,
-}
-
-impl Durable {
-    /// SQLite's word for it, where the log is a WAL.
-    fn synchronous(self) -> &'static str {
-        match self {
-            Self::Now => "FULL",
-            Self::Later => "NORMAL",
-        }
-    }
-}
-
 impl Store {
     /// The jobs kept in `folder`, which is made (for this user alone) if it is not there.
     ///
     /// # Errors
     /// If another coordinator uses it, a later release wrote it, or it cannot be used or read.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let (folder, lock) = disk::claim(folder)?;
-        let connection = disk::open(&folder)?;
-        Ok(Self { connection, folder, lock: Some(lock) })
+        Self::of(Sqlite::open(folder)?)
+    }
+
+    /// The jobs kept in the Postgres database at `url`, whose tables are made if they are not there. `on_taken` hears
+    /// if another coordinator goes on with them while the database was out of this one's reach: this one must end.
+    ///
+    /// # Errors
+    /// If another coordinator uses it, a later release wrote it, or it cannot be reached or used.
+    pub fn connect(
+        url: &str,
+        on_taken: impl FnOnce(StoreError) + Send + 'static,
+    ) -> Result<Self, StoreError> {
+        Self::of(Postgres::connect(url, Box::new(on_taken))?)
     }
 
     /// A store that ends with this process. Its images take memory until they are forgotten.
     #[must_use]
     pub fn in_memory() -> Self {
-        let folder = PathBuf::from("memory");
-        let connection = Connection::open_in_memory().expect("memory is there");
-        let connection = disk::prepare(connection, &folder).expect("an empty database has room");
-        Self { connection, folder, lock: None }
+        let opened = Sqlite::in_memory().and_then(Self::of);
+        opened.expect("memory is there, and an empty database has room")
     }
 
-    /// One change, whole or not at all.
-    fn write<T>(
-        &mut self,
-        durable: Durable,
+    fn of(database: impl Database + 'static) -> Result<Self, StoreError> {
+        let last = "SELECT coalesce(max(id), 0) AS id FROM jobs";
+        let what = "the last job";
+        let mut rows = database.select(&what, Statement::new(last, Vec::new()))?;
+        let last = rows.first_mut().ok_or(Misread("id")).and_then(|row| row.take("id"));
+        let accepted_max = last.map_err(|misread| damaged(&database, misread))?;
+        let (accept, start, finish) = (false, None, None);
+        let doubts = Doubts { accepted_max, accept, start, finish };
+        Ok(Self { database: Box::new(database), doubts })
+    }
+
+    /// Where the jobs are kept, as people call it.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.database.place()
+    }
+
+    /// Takes back what was accepted, perhaps, though its client heard that it was not.
+    fn settle(&mut self) -> Result<(), StoreError> {
+        if self.doubts.accept {
+            let orphans = "DELETE FROM jobs WHERE id > $1";
+            let orphans = Statement::new(orphans, [self.doubts.accepted_max.into()]);
+            self.database.change(Durable::Now, &"what is in doubt", vec![orphans])?;
+            self.doubts.accept = false;
+        }
+        Ok(())
+    }
+
+    fn rows<T>(
+        &self,
         what: &dyn Display,
-        change: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
-        let Self { connection, folder, .. } = self;
-        let written = (|| {
-            connection.pragma_update(None, "synchronous", durable.synchronous())?;
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let given = change(&transaction)?;
-            transaction.commit()?;
-            Ok(given)
-        })();
-        written.map_err(|error| StoreError::of(folder, what, &error))
+        statement: Statement,
+        read: impl Fn(Row) -> Result<T, Misread>,
+    ) -> Result<Vec<T>, StoreError> {
+        let rows = self.database.select(what, statement)?;
+        let read: Result<Vec<T>, Misread> = rows.into_iter().map(read).collect();
+        read.map_err(|misread| damaged(&*self.database, misread))
+    }
+
+    fn row<T>(
+        &self,
+        what: &dyn Display,
+        statement: Statement,
+        read: impl Fn(Row) -> Result<T, Misread>,
+    ) -> Result<Option<T>, StoreError> {
+        Ok(self.rows(what, statement, read)?.pop())
     }
 
     /// Why nothing was changed for `run`, if nothing was.
-    fn check_taken(&self, rows: usize, run: RunId) -> Result<(), StoreError> {
+    fn check_taken(&self, rows: i64, run: RunId) -> Result<(), StoreError> {
         if rows > 0 {
             return Ok(());
         }
-        let select = "SELECT epoch FROM jobs WHERE id = ?1 AND ended IS NULL";
-        let last = self
-            .connection
-            .query_row(select, [key(run.job)], |row| row.get::<_, Option<u32>>(0))
-            .optional()
-            .map_err(|error| self.failed(&run, &error))?;
+        let select = "SELECT epoch FROM jobs WHERE id = $1 AND ended IS NULL";
+        let select = Statement::new(select, [key(run.job)]);
+        let last = self.row(&run, select, |mut row| row.take::<Option<u32>>("epoch"))?;
         Err(match last {
             Some(last) => StoreError::OutOfOrder { run, last: last.map(Epoch) },
             None => StoreError::NotUnfinished(run.job),
         })
     }
-
-    fn failed(&self, what: &dyn Display, error: &rusqlite::Error) -> StoreError {
-        StoreError::of(&self.folder, what, error)
-    }
 }
 
 impl Keep for Store {
     fn is_kept(&self) -> bool {
-        self.lock.is_some()
+        self.database.is_kept()
     }
 
     fn unfinished(&self) -> Result<Unfinished, StoreError> {
-        let select = "SELECT *, calls, calls_total, bytes FROM jobs LEFT JOIN checkpoints ON job = id \
+        let select = "SELECT jobs.*, calls, calls_total, bytes \
+                      FROM jobs LEFT JOIN checkpoints ON job = id \
                       WHERE ended IS NULL ORDER BY id";
+        let select = Statement::new(select, Vec::new());
+        let rows = self.rows(&"the unfinished jobs", select, |mut row| {
+            let written = Written::of(&mut row, "accepted")?;
+            Ok((written.job, written.stored_job(row)?))
+        })?;
         let mut unfinished = Unfinished::default();
-        let mut collect = || {
-            let mut statement = self.connection.prepare(select)?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let written = Written::of(row, "accepted")?;
-                match stored_job(&written, row)? {
-                    Ok(job) => unfinished.jobs.push(job),
-                    Err(fault) => unfinished.unreadable.push((written.job, fault)),
-                }
+        for (job, stored) in rows {
+            match stored {
+                Ok(stored) => unfinished.jobs.push(stored),
+                Err(fault) => unfinished.unreadable.push((job, fault)),
             }
-            Ok(())
-        };
-        collect().map_err(|error| self.failed(&"the unfinished jobs", &error))?;
+        }
         Ok(unfinished)
     }
 
     fn accept(&mut self, asked: &Asked, now: u64) -> Result<JobId, StoreError> {
+        self.settle()?;
         let what = "a new job";
         let Asked { request, seed, owner, priority, idempotency_key: once } = asked;
         let request = encode(&what, request)?;
-        let (seed, priority) = (seed.cast_signed(), priority.name());
-        let values =
-            params![WIRE_VERSION, RELEASE, integer(now), seed, request, owner, priority, once];
         let insert = "INSERT INTO jobs \
                           (wire, release, accepted, seed, request, owner, priority, once) \
-                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-        let id = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute(insert, values)?;
-            Ok(transaction.last_insert_rowid())
-        })?;
+                      VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id";
+        let values = [
+            i64::from(WIRE_VERSION).into(),
+            RELEASE.into(),
+            integer(now),
+            seed.cast_signed().into(),
+            request.into(),
+            owner.as_str().into(),
+            priority.name().into(),
+            Value::MaybeText(once.clone()),
+        ];
+        let stored =
+            self.database.change(Durable::Now, &what, vec![Statement::new(insert, values)]);
+        self.doubts.accept = stored.as_ref().is_err_and(StoreError::is_doubtful);
+        let id = stored?.first().copied().unwrap_or_default();
+        self.doubts.accepted_max = id;
         Ok(JobId(id.cast_unsigned()))
     }
 
-    fn known(&self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
-        let select = "SELECT * FROM jobs WHERE owner = ?1 AND once = ?2";
-        let read = |row: &Row<'_>| {
-            let written = Written::of(row, "accepted")?;
-            Ok(written.asked(row)?.ok().map(|asked| (written.job, asked)))
-        };
-        let known = self.connection.query_row(select, [owner, key], read).optional();
+    fn known(&mut self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
+        self.settle()?;
+        let select = "SELECT * FROM jobs WHERE owner = $1 AND once = $2";
+        let select = Statement::new(select, [owner.into(), key.into()]);
         let what = format_args!("the job of idempotency key `{key}`");
-        known.map(Option::flatten).map_err(|error| self.failed(&what, &error))
+        let known = self.row(&what, select, |mut row| {
+            let written = Written::of(&mut row, "accepted")?;
+            Ok(written.asked(&mut row)?.ok().map(|asked| (written.job, asked)))
+        });
+        known.map(Option::flatten)
     }
 
-    fn started(
-        &mut self,
-        run: RunId,
-        model: &str,
-        spec: &JobSpec,
-        now: u64,
-    ) -> Result<(), StoreError> {
+    fn started(&mut self, job: JobId, new: &StoredRun, now: u64) -> Result<(), StoreError> {
+        let run = RunId { job, epoch: new.epoch };
         let what = format_args!("the start of {run}");
-        let spec = encode(&what, spec)?;
-        let outdated = "DELETE FROM checkpoints WHERE job = (SELECT id FROM jobs WHERE id = ?1 \
-                    AND ended IS NULL AND epoch < ?2 AND (model <> ?3 OR spec <> ?4))";
-        let update = "UPDATE jobs SET epoch = ?2, model = ?3, spec = ?4, \
-                          started = coalesce(started, ?5) \
-                      WHERE id = ?1 AND ended IS NULL AND (epoch IS NULL OR epoch < ?2)";
-        let rows = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute(outdated, params![key(run.job), run.epoch.0, model, spec])?;
-            let values = params![key(run.job), run.epoch.0, model, spec, integer(now)];
-            transaction.execute(update, values)
-        })?;
-        self.check_taken(rows, run)
+        let spec = encode(&what, &new.spec)?;
+        let plan = new.plan.as_ref().map(|plan| encode(&what, plan)).transpose()?;
+        // One that may be there already was given to no worker: it is given anew.
+        let again = self.doubts.start == Some(run);
+        let below = i64::from(new.epoch.0) + i64::from(again);
+        let drop = "DELETE FROM checkpoints WHERE job = (SELECT id FROM jobs WHERE id = $1 \
+                            AND ended IS NULL AND epoch < $2 AND (model <> $3 OR spec <> $4))";
+        let update = "UPDATE jobs SET epoch = $1, model = $2, spec = $3, plan = $4, \
+                          started = coalesce(started, $5) \
+                      WHERE id = $6 AND ended IS NULL AND (epoch IS NULL OR epoch < $7)";
+        let model = new.model.as_str();
+        let outdated = [key(job), below.into(), model.into(), spec.clone().into()];
+        let updated = [
+            i64::from(new.epoch.0).into(),
+            model.into(),
+            spec.into(),
+            Value::MaybeBytes(plan),
+            integer(now),
+            key(job),
+            below.into(),
+        ];
+        let outdated = Statement::new(drop, outdated);
+        let update = Statement::new(update, updated);
+        let stored = self.database.change(Durable::Now, &what, vec![outdated, update]);
+        match &stored {
+            Ok(_) if again => self.doubts.start = None,
+            Err(error) if error.is_doubtful() => self.doubts.start = Some(run),
+            _ => {}
+        }
+        self.check_taken(stored?.pop().unwrap_or_default(), run)
     }
 
     fn checkpoint(
@@ -293,13 +341,18 @@ impl Keep for Store {
         of: u32,
         bytes: &[u8],
     ) -> Result<(), StoreError> {
-        let replace = "REPLACE INTO checkpoints SELECT id, ?3, ?4, ?5 FROM jobs \
-                       WHERE id = ?1 AND epoch = ?2 AND ended IS NULL";
-        let values = params![key(run.job), run.epoch.0, calls, of, bytes];
+        let replace = "INSERT INTO checkpoints (job, calls, calls_total, bytes) \
+                           SELECT id, $1, $2, $3 FROM jobs \
+                           WHERE id = $4 AND epoch = $5 AND ended IS NULL \
+                       ON CONFLICT (job) DO UPDATE SET calls = excluded.calls, \
+                           calls_total = excluded.calls_total, bytes = excluded.bytes";
+        let (calls_value, of_value) = (i64::from(calls).into(), i64::from(of).into());
+        let epoch = i64::from(run.epoch.0).into();
+        let values = [calls_value, of_value, bytes.to_vec().into(), key(run.job), epoch];
         let what = format_args!("the checkpoint of {run} after call {calls} of {of}");
-        let rows =
-            self.write(Durable::Later, &what, |transaction| transaction.execute(replace, values))?;
-        self.check_taken(rows, run)
+        let replace = Statement::new(replace, values);
+        let mut rows = self.database.change(Durable::Later, &what, vec![replace])?;
+        self.check_taken(rows.pop().unwrap_or_default(), run)
     }
 
     fn finish(
@@ -312,25 +365,38 @@ impl Keep for Store {
         let what = format_args!("the end of {job}");
         let stage = ended::stage_of(events);
         let events = encode(&what, &events)?;
-        let update = "UPDATE jobs SET wire = ?2, release = ?3, ended = ?4, events = ?5, image = ?6, \
-                          stage = ?7 \
-                      WHERE id = ?1 AND ended IS NULL";
-        let (now, stage) = (integer(now), stage.name());
-        let values = params![key(job), WIRE_VERSION, RELEASE, now, events, image, stage];
-        let rows = self.write(Durable::Now, &what, |transaction| {
-            transaction.execute("DELETE FROM checkpoints WHERE job = ?1", [key(job)])?;
-            transaction.execute(update, values)
-        })?;
-        if rows == 0 { Err(StoreError::NotUnfinished(job)) } else { Ok(()) }
+        let update = "UPDATE jobs SET wire = $1, release = $2, ended = $3, events = $4, \
+                          image = $5, stage = $6 \
+                      WHERE id = $7 AND ended IS NULL";
+        let values = [
+            i64::from(WIRE_VERSION).into(),
+            RELEASE.into(),
+            integer(now),
+            events.into(),
+            image.to_vec().into(),
+            stage.name().into(),
+            key(job),
+        ];
+        let done = Statement::new("DELETE FROM checkpoints WHERE job = $1", [key(job)]);
+        let update = Statement::new(update, values);
+        let stored = self.database.change(Durable::Now, &what, vec![done, update]);
+        let again = self.doubts.finish == Some(job);
+        match &stored {
+            Ok(_) if again => self.doubts.finish = None,
+            Err(error) if error.is_doubtful() => self.doubts.finish = Some(job),
+            _ => {}
+        }
+        // One that may have been stored is, then.
+        if stored?.pop() == Some(0) && !again {
+            return Err(StoreError::NotUnfinished(job));
+        }
+        Ok(())
     }
 
     fn outcome(&self, job: JobId) -> Result<Option<Outcome>, StoreError> {
-        let select = "SELECT * FROM jobs WHERE id = ?1";
-        self.connection
-            .query_row(select, [key(job)], outcome_of)
-            .optional()
-            .map(Option::flatten)
-            .map_err(|error| self.failed(&format_args!("the end of {job}"), &error))
+        let select = Statement::new("SELECT * FROM jobs WHERE id = $1", [key(job)]);
+        let what = format_args!("the end of {job}");
+        self.row(&what, select, written::outcome).map(Option::flatten)
     }
 
     fn ended_job(&self, job: JobId) -> Result<Option<EndedJob>, StoreError> {
@@ -347,134 +413,33 @@ impl Keep for Store {
     }
 
     fn forget(&mut self, time: u64, image_bytes_max: u64) -> Result<usize, StoreError> {
-        let old = "DELETE FROM jobs WHERE ended < ?1 \
-                      OR (ended IS NULL AND wire <> ?2 AND accepted < ?1)";
+        let old = "DELETE FROM jobs WHERE ended < $1 \
+                      OR (ended IS NULL AND wire <> $2 AND accepted < $1)";
         let many = "DELETE FROM jobs WHERE id IN (SELECT id FROM ( \
-                        SELECT id, sum(length(image)) OVER (ORDER BY ended DESC, id DESC) AS bytes \
-                        FROM jobs WHERE ended IS NOT NULL) WHERE bytes > ?1)";
-        self.write(Durable::Later, &"what is forgotten", |transaction| {
-            let forgotten = transaction.execute(old, params![integer(time), WIRE_VERSION])?;
-            Ok(forgotten + transaction.execute(many, [integer(image_bytes_max)])?)
-        })
+                        SELECT id, sum(length(image)) OVER (ORDER BY ended DESC, id DESC) AS kept \
+                        FROM jobs WHERE ended IS NOT NULL) AS sizes WHERE kept > $1)";
+        let old = Statement::new(old, [integer(time), i64::from(WIRE_VERSION).into()]);
+        let many = Statement::new(many, [integer(image_bytes_max)]);
+        let what = "what is forgotten";
+        let forgotten = self.database.change(Durable::Later, &what, vec![old, many])?;
+        Ok(forgotten.into_iter().filter_map(|rows| usize::try_from(rows).ok()).sum())
     }
-}
-
-/// Who wrote a row.
-struct Written {
-    job: JobId,
-    wire: u16,
-    release: String,
-    /// What that release did with the job.
-    did: &'static str,
-}
-
-impl Written {
-    /// Of a row of all columns of jobs.
-    fn of(row: &Row<'_>, did: &'static str) -> rusqlite::Result<Self> {
-        let job = JobId(row.get::<_, i64>("id")?.cast_unsigned());
-        Ok(Self { job, wire: row.get("wire")?, release: row.get("release")?, did })
-    }
-
-    /// What its job was accepted as.
-    fn asked(&self, row: &Row<'_>) -> rusqlite::Result<Result<Asked, Fault>> {
-        let (request, priority): (Vec<u8>, String) = (row.get("request")?, row.get("priority")?);
-        let read = self.decode(&request).and_then(|request| {
-            Ok((request, priority.parse().map_err(|error| self.unreadable(&error))?))
-        });
-        let (request, priority) = match read {
-            Ok(read) => read,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        let (seed, owner) = (row.get::<_, i64>("seed")?.cast_unsigned(), row.get("owner")?);
-        let idempotency_key = row.get("once")?;
-        Ok(Ok(Asked { request, seed, owner, priority, idempotency_key }))
-    }
-
-    /// What the bytes mean, if they are of this release's wire version.
-    fn decode<M: DeserializeOwned>(&self, bytes: &[u8]) -> Result<M, Fault> {
-        if self.wire != WIRE_VERSION {
-            let why = format!("its wire version is {}, not {WIRE_VERSION}", self.wire);
-            return Err(self.unreadable(&why));
-        }
-        decode_body(bytes).map_err(|error| self.unreadable(&error))
-    }
-
-    fn unreadable(&self, why: &dyn Display) -> Fault {
-        let Self { job, release, did, .. } = self;
-        let cause = format!(
-            "{job} was {did} by release {release} and cannot be read by {RELEASE}: {why}; serve its \
-             folder with release {release}, or submit it again"
-        );
-        Fault::new(FaultKind::VersionMismatch, cause)
-    }
-}
-
-/// The job of a row of [`Keep::unfinished`].
-fn stored_job(written: &Written, row: &Row<'_>) -> rusqlite::Result<Result<StoredJob, Fault>> {
-    let spec = row.get::<_, Option<Vec<u8>>>("spec")?;
-    let decoded = written.asked(row)?.and_then(|asked| {
-        Ok((asked, spec.map(|spec| written.decode::<JobSpec>(&spec)).transpose()?))
-    });
-    let (asked, spec) = match decoded {
-        Ok(decoded) => decoded,
-        Err(fault) => return Ok(Err(fault)),
-    };
-    let run = match spec {
-        Some(spec) => {
-            Some(StoredRun { epoch: Epoch(row.get("epoch")?), model: row.get("model")?, spec })
-        }
-        None => None,
-    };
-    let checkpoint = match row.get::<_, Option<Vec<u8>>>("bytes")? {
-        Some(bytes) => Some(StoredCheckpoint {
-            calls: row.get("calls")?,
-            of: row.get("calls_total")?,
-            bytes: bytes.into(),
-        }),
-        None => None,
-    };
-    let accepted = natural(row.get("accepted")?);
-    let started = row.get::<_, Option<i64>>("started")?.map(natural);
-    Ok(Ok(StoredJob { job: written.job, accepted, started, asked, run, checkpoint }))
-}
-
-/// How the job of a row of [`Keep::outcome`] ended, or that it cannot be read.
-fn outcome_of(row: &Row<'_>) -> rusqlite::Result<Option<Outcome>> {
-    let unreadable = |ended, fault| {
-        let (events, image) = (vec![Event::Failed { fault }], Bytes::new());
-        Some(Outcome { ended, events, image })
-    };
-    let Some(ended) = row.get::<_, Option<i64>>("ended")?.map(natural) else {
-        let request: Vec<u8> = row.get("request")?;
-        let read = Written::of(row, "accepted")?.decode::<JobRequest>(&request);
-        let accepted = natural(row.get("accepted")?);
-        return Ok(read.err().and_then(|fault| unreadable(accepted, fault)));
-    };
-    let events: Vec<u8> = row.get("events")?;
-    Ok(match Written::of(row, "ended")?.decode(&events) {
-        Ok(events) => {
-            let image = Bytes::from(row.get::<_, Vec<u8>>("image")?);
-            Some(Outcome { ended, events, image })
-        }
-        Err(fault) => unreadable(ended, fault),
-    })
 }
 
 fn encode<M: Serialize>(what: &dyn Display, message: &M) -> Result<Vec<u8>, StoreError> {
     encode_body(message).map_err(|cause| StoreError::Unencodable { what: what.to_string(), cause })
 }
 
-/// A job's number as SQLite has it; one that is too high for it is nobody's.
-fn key(job: JobId) -> i64 {
-    i64::try_from(job.0).unwrap_or(-1)
+fn damaged(database: &dyn Database, misread: Misread) -> StoreError {
+    StoreError::Damaged { place: database.place().to_owned(), cause: misread.to_string() }
 }
 
-/// Seconds as SQLite has them.
-fn integer(seconds: u64) -> i64 {
-    i64::try_from(seconds).unwrap_or(i64::MAX)
+/// A job's number as databases have it; one that is too high for them is nobody's.
+fn key(job: JobId) -> Value {
+    Value::Integer(i64::try_from(job.0).unwrap_or(-1))
 }
 
-/// Seconds as we have them.
-fn natural(seconds: i64) -> u64 {
-    u64::try_from(seconds).unwrap_or(0)
+/// A number as databases have it.
+fn integer(number: u64) -> Value {
+    Value::Integer(i64::try_from(number).unwrap_or(i64::MAX))
 }

@@ -4,12 +4,10 @@
 use coordinator::job::store::{
     Asked, EndedJob, Keep, Outcome, StoreError, StoredCheckpoint, StoredJob, StoredRun, Unfinished,
 };
-use protocol::job::JobSpec;
 use protocol::message::{Event, JobStage};
 use protocol::{JobId, RunId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::rc::Rc;
 
 /// A disk, and a process's use of it: clones are of the same.
@@ -64,7 +62,7 @@ impl Disk {
     ) -> Result<T, StoreError> {
         let contents = &mut *self.0.borrow_mut();
         if contents.full {
-            return Err(StoreError::Full { folder: PathBuf::from("disk"), what: what.to_owned() });
+            return Err(StoreError::Full { place: "disk".to_owned(), what: what.to_owned() });
         }
         let changed = change(contents)?;
         if durable {
@@ -96,30 +94,22 @@ impl Keep for Disk {
         })
     }
 
-    fn known(&self, _: &str, _: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
+    fn known(&mut self, _: &str, _: &str) -> Result<Option<(JobId, Asked)>, StoreError> {
         Ok(None) // no simulated client names its submissions
     }
 
-    fn started(
-        &mut self,
-        run: RunId,
-        model: &str,
-        spec: &JobSpec,
-        now: u64,
-    ) -> Result<(), StoreError> {
+    fn started(&mut self, job: JobId, new: &StoredRun, now: u64) -> Result<(), StoreError> {
         self.write(true, "a start", |contents| {
-            let stored = contents.jobs.get_mut(&run.job);
-            let stored = stored.ok_or(StoreError::NotUnfinished(run.job))?;
+            let stored = contents.jobs.get_mut(&job).ok_or(StoreError::NotUnfinished(job))?;
             let last = stored.run.as_ref().map(|run| run.epoch);
-            if last >= Some(run.epoch) {
-                return Err(StoreError::OutOfOrder { run, last });
+            if last >= Some(new.epoch) {
+                return Err(StoreError::OutOfOrder { run: RunId { job, epoch: new.epoch }, last });
             }
-            let new = StoredRun { epoch: run.epoch, model: model.to_owned(), spec: spec.clone() };
             let same = |old: &StoredRun| (&old.model, &old.spec) == (&new.model, &new.spec);
             if stored.run.as_ref().is_some_and(|old| !same(old)) {
                 stored.checkpoint = None;
             }
-            stored.run = Some(new);
+            stored.run = Some(new.clone());
             stored.started.get_or_insert(now);
             Ok(())
         })

@@ -14,4 +14,5 @@ mod parity;
 mod preview;
 mod resume;
 mod simulation;
+mod store;
 mod tidy;

@@ -1,9 +1,11 @@
 //! What became of jobs that ended, without their images.
 
-use super::{Asked, Store, StoreError, Written, key, natural};
+use super::database::{Misread, Row, Statement, Value};
+use super::written::Written;
+use super::{Asked, Store, StoreError, key};
 use protocol::message::{Event, JobStage};
 use protocol::{FaultKind, JobId};
-use rusqlite::{OptionalExtension, Row, params_from_iter, types::Value};
+use std::fmt::Write;
 
 /// A job that ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,10 +30,10 @@ const COLUMNS: &str = "id, wire, release, accepted, started, ended, seed, reques
 
 impl Store {
     pub(super) fn read_ended(&self, job: JobId) -> Result<Option<EndedJob>, StoreError> {
-        let select = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1 AND ended IS NOT NULL");
-        let read = self.connection.query_row(&select, [key(job)], ended_job).optional();
+        let select = format!("SELECT {COLUMNS} FROM jobs WHERE id = $1 AND ended IS NOT NULL");
         let what = format_args!("the end of {job}");
-        read.map(Option::flatten).map_err(|error| self.failed(&what, &error))
+        let read = self.row(&what, Statement::new(&select, [key(job)]), ended_job);
+        read.map(|row| row.and_then(|(_, ended)| ended))
     }
 
     pub(super) fn list_ended(
@@ -40,38 +42,46 @@ impl Store {
         stages: &[JobStage],
         limit: usize,
     ) -> Result<Vec<EndedJob>, StoreError> {
-        let places = vec!["?"; stages.len()].join(", ");
-        let select = format!(
-            "SELECT {COLUMNS} FROM jobs \
-             WHERE ended IS NOT NULL AND id < ? AND stage IN ({places}) ORDER BY id DESC"
+        if stages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut select = format!(
+            "SELECT {COLUMNS} FROM jobs WHERE ended IS NOT NULL AND id < $1 AND stage IN ("
         );
-        let mut values = vec![Value::Integer(before.map_or(i64::MAX, key))];
-        values.extend(stages.iter().map(|stage| Value::Text(stage.name().to_owned())));
-        let read = || {
-            let mut statement = self.connection.prepare(&select)?;
-            let jobs = statement.query_map(params_from_iter(values), ended_job)?;
-            // Those that cannot be read do not count.
-            jobs.filter_map(Result::transpose).take(limit).collect::<rusqlite::Result<_>>()
-        };
-        read().map_err(|error| self.failed(&"the jobs that ended", &error))
+        for place in 2..stages.len() + 2 {
+            let comma = if place == 2 { "" } else { ", " };
+            write!(select, "{comma}${place}").ok(); // into a string, which takes all
+        }
+        write!(select, ") ORDER BY id DESC LIMIT ${}", stages.len() + 2).ok();
+        let mut before = before.map_or(Value::Integer(i64::MAX), key);
+        let mut jobs = Vec::new();
+        // Those that cannot be read do not count.
+        while jobs.len() < limit {
+            let missing = limit - jobs.len();
+            let mut values = vec![before];
+            values.extend(stages.iter().map(|stage| stage.name().into()));
+            values.push(i64::try_from(missing).unwrap_or(i64::MAX).into());
+            let select = Statement::new(&select, values);
+            let rows = self.rows(&"the jobs that ended", select, ended_job)?;
+            let last = rows.last().map(|(job, _)| *job).filter(|_| rows.len() == missing);
+            jobs.extend(rows.into_iter().filter_map(|(_, ended)| ended));
+            let Some(last) = last else { break };
+            before = key(last);
+        }
+        Ok(jobs)
     }
 }
 
 /// The job of a row; None if another release wrote it.
-fn ended_job(row: &Row<'_>) -> rusqlite::Result<Option<EndedJob>> {
-    let written = Written::of(row, "ended")?;
-    let (Ok(asked), events) = (written.asked(row)?, row.get::<_, Vec<u8>>("events")?) else {
-        return Ok(None);
+fn ended_job(mut row: Row) -> Result<(JobId, Option<EndedJob>), Misread> {
+    let written = Written::of(&mut row, "ended")?;
+    let job = written.job;
+    let (asked, events) = (written.asked(&mut row)?, row.take::<Vec<u8>>("events")?);
+    let Ok((asked, events)) = asked.and_then(|asked| Ok((asked, written.decode(&events)?))) else {
+        return Ok((job, None));
     };
-    let Ok(events) = written.decode(&events) else { return Ok(None) };
-    Ok(Some(EndedJob {
-        job: written.job,
-        asked,
-        accepted: natural(row.get("accepted")?),
-        started: row.get::<_, Option<i64>>("started")?.map(natural),
-        ended: natural(row.get("ended")?),
-        events,
-    }))
+    let (accepted, started) = (row.take("accepted")?, row.take("started")?);
+    Ok((job, Some(EndedJob { job, asked, accepted, started, ended: row.take("ended")?, events })))
 }
 
 /// At which stage the last of a job's events leaves it.

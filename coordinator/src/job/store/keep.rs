@@ -1,8 +1,7 @@
 //! What the coordinator's decisions need of a store. [`Store`](super::Store) is the one with files; a simulation has
 //! another, whose disk is full when it wants it to be.
 
-use super::{Asked, EndedJob, Outcome, StoreError, Unfinished};
-use protocol::job::JobSpec;
+use super::{Asked, EndedJob, Outcome, StoreError, StoredRun, Unfinished};
 use protocol::message::{Event, JobStage};
 use protocol::{JobId, RunId};
 use std::fmt;
@@ -30,21 +29,15 @@ pub trait Keep: fmt::Debug {
     ///
     /// # Errors
     /// If the database cannot be read.
-    fn known(&self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError>;
+    fn known(&mut self, owner: &str, key: &str) -> Result<Option<(JobId, Asked)>, StoreError>;
 
-    /// Takes down that a run of a job starts, before any worker hears of it (K-2), with `model`, by
-    /// its digest. A checkpoint of another spec or model is dropped (K-3).
+    /// Takes down that a run of a job starts, before any worker hears of it (K-2). A checkpoint of another spec or
+    /// model is dropped (K-3).
     ///
     /// # Errors
     /// If the epoch is not higher than those of the job's runs so far, the job is not unfinished, or
     /// it cannot be stored.
-    fn started(
-        &mut self,
-        run: RunId,
-        model: &str,
-        spec: &JobSpec,
-        now: u64,
-    ) -> Result<(), StoreError>;
+    fn started(&mut self, job: JobId, run: &StoredRun, now: u64) -> Result<(), StoreError>;
 
     /// Replaces a job's checkpoint by the one after `calls` of `of` model calls.
     ///

@@ -1,7 +1,9 @@
 use super::*;
 use crate::planner::settle;
 use crate::planner::tests::{card, request};
+use protocol::FaultKind;
 use std::fs;
+use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::{Command, Stdio};
@@ -28,6 +30,18 @@ fn spec(steps: u32) -> JobSpec {
     settle(&request, &card(), 1).unwrap()
 }
 
+fn start(store: &mut Store, run: RunId, model: &str, spec: JobSpec) -> Result<(), StoreError> {
+    let (model, plan) = (model.to_owned(), None);
+    store.started(run.job, &StoredRun { epoch: run.epoch, model, spec, plan }, 150)
+}
+
+/// Has the database do what no coordinator does.
+fn alter(store: &mut Store, sql: &str) -> i64 {
+    let statements = sql.split(';').filter(|sql| !sql.trim().is_empty());
+    let statements = statements.map(|sql| Statement::new(sql, Vec::new())).collect();
+    store.database.change(Durable::Now, &"a test's", statements).unwrap().pop().unwrap()
+}
+
 fn run(job: JobId, epoch: u32) -> RunId {
     RunId { job, epoch: Epoch(epoch) }
 }
@@ -50,7 +64,7 @@ fn failed(cause: &str) -> [Event; 1] {
 fn with_jobs(mut store: Store) -> Store {
     assert_eq!(accept(&mut store, &asked("first"), u64::MAX, 100).unwrap(), JobId(1));
     assert_eq!(accept(&mut store, &asked("second"), 7, 101).unwrap(), JobId(2));
-    store.started(run(JobId(1), 0), "digest", &spec(4), 150).unwrap();
+    start(&mut store, run(JobId(1), 0), "digest", spec(4)).unwrap();
     store
 }
 
@@ -75,7 +89,12 @@ fn k1_jobs_come_back_in_order_each_with_its_last_run_and_checkpoint() {
         accepted: 100,
         started: Some(150),
         asked: Asked::new(asked("first"), u64::MAX),
-        run: Some(StoredRun { epoch: Epoch(0), model: "digest".to_owned(), spec: spec(4) }),
+        run: Some(StoredRun {
+            epoch: Epoch(0),
+            model: "digest".to_owned(),
+            spec: spec(4),
+            plan: None,
+        }),
         checkpoint: Some(StoredCheckpoint { calls: 2, of: 4, bytes: "newer".into() }),
     };
     let second = StoredJob {
@@ -99,7 +118,7 @@ fn an_end_is_kept_for_clients_that_come_back() {
     store.finish(JobId(1), &finished(), &[1, 2, 3], 200).unwrap();
     store.finish(JobId(2), &failed("enough"), &[], 201).unwrap();
     drop(store);
-    let store = Store::open(folder.path()).unwrap();
+    let mut store = Store::open(folder.path()).unwrap();
     assert_eq!(store.unfinished().unwrap(), Unfinished::default());
     let (events, image) = (finished().to_vec(), Bytes::from_static(&[1, 2, 3]));
     assert_eq!(store.outcome(JobId(1)).unwrap(), Some(Outcome { ended: 200, events, image }));
@@ -108,8 +127,7 @@ fn an_end_is_kept_for_clients_that_come_back() {
     for unknown in [0, 3, u64::MAX] {
         assert_eq!(store.outcome(JobId(unknown)).unwrap(), None);
     }
-    let count = "SELECT count(*) FROM checkpoints";
-    assert_eq!(store.connection.query_row(count, [], |row| row.get(0)), Ok(0));
+    assert_eq!(alter(&mut store, "SELECT count(*) FROM checkpoints"), 0);
 }
 
 #[test]
@@ -130,10 +148,10 @@ fn k2_numbers_are_not_given_again_after_their_jobs_are_forgotten() {
 fn k2_epochs_only_rise_and_only_the_last_run_has_checkpoints() {
     let mut store = with_jobs(Store::in_memory());
     let job = JobId(1);
-    store.started(run(job, 3), "digest", &spec(4), 150).unwrap();
+    start(&mut store, run(job, 3), "digest", spec(4)).unwrap();
     let refused = [
-        store.started(run(job, 3), "digest", &spec(4), 150).unwrap_err(),
-        store.started(run(job, 2), "digest", &spec(4), 150).unwrap_err(),
+        start(&mut store, run(job, 3), "digest", spec(4)).unwrap_err(),
+        start(&mut store, run(job, 2), "digest", spec(4)).unwrap_err(),
         store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
         store.checkpoint(run(job, 4), 1, 4, b"early").unwrap_err(),
     ];
@@ -153,7 +171,7 @@ fn what_has_ended_stays_ended() {
     let refused = [
         store.finish(job, &failed("late"), &[], 201).unwrap_err(),
         store.checkpoint(run(job, 0), 1, 4, b"late").unwrap_err(),
-        store.started(run(job, 9), "digest", &spec(4), 150).unwrap_err(),
+        start(&mut store, run(job, 9), "digest", spec(4)).unwrap_err(),
         store.finish(JobId(99), &failed("never was"), &[], 201).unwrap_err(),
     ];
     for error in refused {
@@ -167,14 +185,14 @@ fn k3_a_checkpoint_outlives_a_new_run_but_not_another_spec_or_model() {
     let mut store = with_jobs(Store::in_memory());
     let job = JobId(1);
     store.checkpoint(run(job, 0), 1, 4, b"kept").unwrap();
-    store.started(run(job, 1), "digest", &spec(4), 150).unwrap();
+    start(&mut store, run(job, 1), "digest", spec(4)).unwrap();
     assert_eq!(checkpoint(&store).unwrap().bytes, "kept");
-    store.started(run(job, 0), "other", &spec(4), 150).unwrap_err();
+    start(&mut store, run(job, 0), "other", spec(4)).unwrap_err();
     assert!(checkpoint(&store).is_some(), "a refused start changes nothing");
-    store.started(run(job, 2), "digest", &spec(5), 150).unwrap();
+    start(&mut store, run(job, 2), "digest", spec(5)).unwrap();
     assert_eq!(checkpoint(&store), None);
     store.checkpoint(run(job, 2), 1, 5, b"new").unwrap();
-    store.started(run(job, 3), "other", &spec(5), 150).unwrap();
+    start(&mut store, run(job, 3), "other", spec(5)).unwrap();
     assert_eq!(checkpoint(&store), None);
 }
 
@@ -223,14 +241,14 @@ fn a_folder_that_cannot_be_made_is_named() {
 #[test]
 fn a_later_releases_database_is_left_alone() {
     let folder = folder();
-    let store = store(folder.path());
-    store.connection.pragma_update(None, "user_version", 99).unwrap();
+    let mut store = store(folder.path());
+    alter(&mut store, "PRAGMA user_version = 99");
     drop(store);
     let before = fs::read(folder.path().join("tessera.db")).unwrap();
     let refused = Store::open(folder.path()).unwrap_err();
-    assert!(matches!(refused, StoreError::Newer { found: 99, known: 2, .. }));
+    assert!(matches!(refused, StoreError::Newer { found: 99, known: 3, .. }));
     let refused = refused.to_string();
-    assert!(refused.contains("tessera.db has schema 99, this release reads up to 2"), "{refused}");
+    assert!(refused.contains("tessera.db has schema 99, this release reads up to 3"), "{refused}");
     assert_eq!(fs::read(folder.path().join("tessera.db")).unwrap(), before);
 }
 
@@ -241,7 +259,7 @@ fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
     let third = accept(&mut store, &request(), 1, 102).unwrap();
     store.finish(JobId(2), &finished(), &[1], 200).unwrap();
     let others = "UPDATE jobs SET wire = 1, release = '0.0.7' WHERE id < 3";
-    store.connection.execute(others, []).unwrap();
+    alter(&mut store, others);
     let unfinished = store.unfinished().unwrap();
     assert_eq!(unfinished.jobs.iter().map(|job| job.job).collect::<Vec<_>>(), [third]);
     let (job, fault) = &unfinished.unreadable[0];
@@ -257,17 +275,17 @@ fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
     let Event::Failed { fault } = &ended.events[0] else { panic!("{ended:?}") };
     assert!(fault.cause.starts_with("job-2 was ended by release 0.0.7"), "{fault}");
     // The other release goes on with them.
-    store.connection.execute("UPDATE jobs SET wire = ?1", [WIRE_VERSION]).unwrap();
+    alter(&mut store, &format!("UPDATE jobs SET wire = {WIRE_VERSION}"));
     assert_eq!(store.unfinished().unwrap().jobs.len(), 2);
-    store.connection.execute(others, []).unwrap();
+    alter(&mut store, others);
     assert_eq!(store.forget(101, u64::MAX).unwrap(), 1, "nor are they kept for ever");
     assert_eq!(store.forget(201, u64::MAX).unwrap(), 1);
 }
 
 #[test]
 fn a_job_that_makes_no_sense_does_not_hide_the_others() {
-    let store = with_jobs(Store::in_memory());
-    store.connection.execute("UPDATE jobs SET request = x'ff' WHERE id = 1", []).unwrap();
+    let mut store = with_jobs(Store::in_memory());
+    alter(&mut store, "UPDATE jobs SET request = x'ff' WHERE id = 1");
     let unfinished = store.unfinished().unwrap();
     assert_eq!(unfinished.jobs[0].job, JobId(2));
     assert!(unfinished.unreadable[0].1.cause.contains("not a JobRequest"), "{unfinished:?}");
@@ -316,7 +334,7 @@ fn check_full(
         let error = refused.unwrap_err();
         assert!(matches!(error, StoreError::Full { .. }), "{error}");
         let error = error.to_string();
-        assert!(error.contains(what) && error.contains(store.folder.to_str().unwrap()), "{error}");
+        assert!(error.contains(what) && error.contains(store.place()), "{error}");
     }
     assert_eq!(store.unfinished().unwrap(), before);
     make_room(store);
@@ -331,10 +349,7 @@ fn a_full_database_loses_nothing() {
     let folder = folder();
     let limit = |pages: u32| {
         move |store: &mut Store| {
-            store
-                .connection
-                .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
-                .unwrap();
+            alter(store, &format!("PRAGMA max_page_count = {pages}"));
         }
     };
     check_full(&mut store(folder.path()), limit(30), limit(u32::MAX - 1));
@@ -385,7 +400,7 @@ fn a_full_disk_loses_nothing() {
 fn in_memory_it_is_the_same_but_kept_nowhere() {
     let mut store = Store::in_memory();
     let job = accept(&mut store, &request(), 1, 100).unwrap();
-    store.started(run(job, 0), "digest", &spec(4), 150).unwrap();
+    start(&mut store, run(job, 0), "digest", spec(4)).unwrap();
     store.checkpoint(run(job, 0), 1, 4, b"one").unwrap();
     assert_eq!(checkpoint(&store).unwrap().bytes, "one");
     store.finish(job, &finished(), &[1], 200).unwrap();
@@ -422,7 +437,7 @@ fn jobs_that_ended_are_listed_by_stage_without_those_of_other_releases() {
     };
     assert_eq!(store.ended_job(JobId(1)).unwrap(), Some(first));
     assert_eq!(store.ended_job(JobId(3)).unwrap(), None);
-    store.connection.execute("UPDATE jobs SET wire = 1 WHERE id = 5", []).unwrap();
+    alter(&mut store, "UPDATE jobs SET wire = 1 WHERE id = 5");
     assert_eq!(ids(&store.ended_jobs(None, &ends, 2).unwrap()), [4, 2]);
     assert_eq!(store.ended_job(JobId(5)).unwrap(), None);
 }
@@ -454,7 +469,7 @@ fn a_submission_is_known_by_its_owner_and_key() {
     let job = store.accept(&asked, 102).unwrap();
     assert!(store.accept(&asked, 103).is_err(), "one job a key");
     drop(store);
-    let store = Store::open(folder.path()).unwrap();
+    let mut store = Store::open(folder.path()).unwrap();
     assert_eq!(store.known("ann", "once").unwrap(), Some((job, asked.clone())));
     assert_eq!(store.known("bertha", "once").unwrap(), None);
     assert_eq!(store.known("ann", "twice").unwrap(), None);
@@ -464,12 +479,12 @@ fn a_submission_is_known_by_its_owner_and_key() {
 #[test]
 fn a_database_of_the_first_schema_is_gone_on_with() {
     let folder = folder();
-    let store = store(folder.path());
+    let mut store = store(folder.path());
     let back = "DROP INDEX jobs_once; ALTER TABLE jobs DROP COLUMN owner; \
                 ALTER TABLE jobs DROP COLUMN priority; ALTER TABLE jobs DROP COLUMN once; \
                 ALTER TABLE jobs DROP COLUMN started; ALTER TABLE jobs DROP COLUMN stage; \
-                PRAGMA user_version = 1;";
-    store.connection.execute_batch(back).unwrap();
+                ALTER TABLE jobs DROP COLUMN plan; PRAGMA user_version = 1;";
+    alter(&mut store, back);
     drop(store);
     let mut store = Store::open(folder.path()).unwrap();
     let jobs = store.unfinished().unwrap().jobs;
