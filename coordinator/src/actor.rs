@@ -1,18 +1,14 @@
 //! The coordinator's actors: the only place in this crate with actix and listening sockets.
 
-mod files;
+pub mod files;
 pub mod session;
 pub mod supervisor;
 pub mod visit;
 
-use crate::director::{ClientId, Director, Standing, Tallies};
+use crate::director::{Director, Standing, Tallies};
 use crate::files::Files;
 use crate::identity::Access;
 use actix::{Actor, Addr};
-use bytes::Bytes;
-use files::Uploads;
-use protocol::Fault;
-use protocol::job::FileDigest;
 use protocol::message::ClusterView;
 use session::Door;
 use std::future::Future;
@@ -70,14 +66,10 @@ impl Coordinator {
         Ok(Self { address, supervisor, files, admitted })
     }
 
-    /// Keeps a file that `client`, who is in this process, submits jobs with: for as long as it is there, or a job
-    /// names it.
-    ///
-    /// # Errors
-    /// If it is too large, or cannot be kept.
-    pub async fn keep_file(&self, client: ClientId, bytes: Bytes) -> Result<FileDigest, Fault> {
-        let uploads = Uploads::new(client, self.files.clone(), self.supervisor.clone());
-        uploads.keep(bytes).await
+    /// The files that jobs are rendered with.
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        &self.files
     }
 
     /// How many workers it let in so far.

@@ -10,7 +10,9 @@ mod body;
 mod cluster;
 mod error;
 mod events;
+mod files;
 mod gate;
+mod given;
 mod guard;
 mod health;
 mod image;
@@ -57,6 +59,8 @@ const LOCAL: &str = "local";
 pub(crate) struct Api {
     coordinator: Coordinator,
     watchman: Watchman,
+    /// Whose turn it is to have a file judged.
+    judging: Semaphore,
     /// Places for those who follow events.
     followers: Arc<Semaphore>,
     /// Becomes true when the coordinator goes away.
@@ -170,6 +174,13 @@ fn routes(config: &mut ServiceConfig) {
         .service(resource("/v1/jobs/{id}/image", "GET").route(web::get().to(image::show)))
         .service(resource("/v1/jobs/{id}/preview", "GET").route(web::get().to(preview::show)))
         .service(resource("/v1/jobs/{id}/events", "GET").route(web::get().to(events::follow)))
+        .service(
+            resource("/v1/files", "GET, POST")
+                .route(web::get().to(files::list))
+                .route(web::post().to(files::send)),
+        )
+        .service(resource("/v1/files/{file}", "GET").route(web::get().to(files::show)))
+        .service(resource("/v1/files/{file}/picture", "GET").route(web::get().to(files::picture)))
         .service(resource("/v1/cluster", "GET").route(web::get().to(cluster::show)))
         .service(resource("/v1/models", "GET").route(web::get().to(models::list)))
         .service(resource("/v1/images/generations", "POST").route(web::post().to(openai::generate)))

@@ -100,14 +100,14 @@ impl Files {
         fs::remove_file(self.path(digest))
     }
 
-    /// Begins to take one in.
+    /// Begins to take one in that is known by this digest; or by whatever its digest turns out to be.
     ///
     /// # Errors
     /// If it is too large, or there is no room for it.
-    pub fn begin(&self, digest: FileDigest, total: u64) -> Result<Upload, Fault> {
+    pub fn begin(&self, digest: Option<FileDigest>, total: u64) -> Result<Upload, Fault> {
         if total > FILE_BYTES_MAX {
-            let cause =
-                format!("the file {digest} has {total} bytes; at most {FILE_BYTES_MAX} are taken");
+            let name = name(digest);
+            let cause = format!("{name} has {total} bytes; at most {FILE_BYTES_MAX} are taken");
             return Err(Fault::new(FaultKind::InvalidRequest, cause));
         }
         let (bytes, count) = {
@@ -133,7 +133,7 @@ impl Files {
             return Err(Fault::new(FaultKind::QueueFull, cause));
         }
         let number = self.0.begun.fetch_add(1, Ordering::Relaxed);
-        let path = self.0.folder.join(format!("{digest}.part-{number}"));
+        let path = self.0.folder.join(format!("part-{number}"));
         let file = File::create_new(&path).map_err(|error| upload.storage(&error))?;
         upload.part = Some((path, file));
         Ok(upload)
@@ -152,7 +152,7 @@ impl Files {
 #[derive(Debug)]
 pub struct Upload {
     files: Files,
-    digest: FileDigest,
+    digest: Option<FileDigest>,
     total: u64,
     bytes: u64,
     hasher: Hasher,
@@ -160,9 +160,9 @@ pub struct Upload {
 }
 
 impl Upload {
-    /// Which file.
+    /// Which file, if that was said.
     #[must_use]
-    pub fn digest(&self) -> FileDigest {
+    pub fn digest(&self) -> Option<FileDigest> {
         self.digest
     }
 
@@ -179,7 +179,7 @@ impl Upload {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<bool, Fault> {
         let after = self.bytes + bytes.len() as u64;
         if offset != self.bytes || after > self.total {
-            let cause = format!("the parts of the file {} do not fit each other", self.digest);
+            let cause = format!("the parts of {} do not fit each other", name(self.digest));
             return Err(Fault::new(FaultKind::Protocol, cause));
         }
         let Some((_, file)) = &mut self.part else { return Ok(false) };
@@ -190,37 +190,56 @@ impl Upload {
         Ok(after == self.total)
     }
 
-    /// Keeps it, whole.
+    /// What came so far, from its beginning.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn reader(&self) -> Result<File, Fault> {
+        let Some((path, _)) = &self.part else {
+            return Err(self.storage(&io::ErrorKind::NotFound.into()));
+        };
+        File::open(path).map_err(|error| self.storage(&error))
+    }
+
+    /// Keeps it, whole, and says which it is.
     ///
     /// # Errors
     /// If it is not what it was said to be, or cannot be kept.
-    pub fn finish(mut self) -> Result<(), Fault> {
+    pub fn finish(mut self) -> Result<FileDigest, Fault> {
         let got = FileDigest(*self.hasher.finalize().as_bytes());
-        if got != self.digest || self.bytes != self.total {
-            let cause =
-                format!("the file that was to be {} came as {got}: send it again", self.digest);
+        if self.digest.is_some_and(|digest| digest != got) || self.bytes != self.total {
+            let name = name(self.digest);
+            let cause = format!(
+                "{name} came as {got}, {} of {} bytes: send it again",
+                self.bytes, self.total
+            );
             return Err(Fault::new(FaultKind::InvalidRequest, cause));
         }
-        let Some((path, file)) = self.part.take() else { return Ok(()) };
+        let Some((path, file)) = self.part.take() else { return Ok(got) };
         let kept = (|| {
             if self.files.0.temporary.is_none() {
                 file.sync_all()?;
             }
-            fs::rename(&path, self.files.path(self.digest))
+            fs::rename(&path, self.files.path(got))
         })();
         if let Err(error) = kept {
             self.part = Some((path, file));
             return Err(self.storage(&error));
         }
-        self.files.files().insert(self.digest, self.total);
-        Ok(())
+        self.files.files().insert(got, self.total);
+        Ok(got)
     }
 
     fn storage(&self, error: &io::Error) -> Fault {
         let folder = self.files.0.folder.display();
-        let cause = format!("the file {} cannot be kept in {folder}: {error}", self.digest);
+        let cause = format!("{} cannot be kept in {folder}: {error}", name(self.digest));
         Fault::new(FaultKind::Storage, cause)
     }
+}
+
+/// What people hear of a file that comes.
+fn name(digest: Option<FileDigest>) -> String {
+    digest.map_or_else(|| "the file".to_owned(), |digest| format!("the file {digest}"))
 }
 
 impl Drop for Upload {
@@ -242,11 +261,11 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let (whole, half) = (FileDigest::of(b"whole"), FileDigest::of(b"half"));
         let files = Files::open(data.path()).unwrap();
-        let mut upload = files.begin(whole, 5).unwrap();
+        let mut upload = files.begin(Some(whole), 5).unwrap();
         assert!(!upload.write(0, b"who").unwrap());
         assert!(upload.write(3, b"le").unwrap());
-        upload.finish().unwrap();
-        let mut upload = files.begin(half, 4).unwrap();
+        assert_eq!(upload.finish(), Ok(whole));
+        let mut upload = files.begin(Some(half), 4).unwrap();
         upload.write(0, b"ha").unwrap();
         // As if the process was killed: nothing was dropped.
         fs::copy(&upload.part.as_ref().unwrap().0, files.path(half).with_extension("part-9"))
@@ -263,21 +282,37 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_digest_nobody_said_is_known_by_what_it_turns_out_to_be() {
+        let files = Files::temporary().unwrap();
+        let mut upload = files.begin(None, 5).unwrap();
+        upload.write(0, b"who").unwrap();
+        let mut text = String::new();
+        upload.reader().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "who");
+        assert!(upload.write(3, b"le").unwrap());
+        assert_eq!(upload.finish(), Ok(FileDigest::of(b"whole")));
+        assert!(files.has(FileDigest::of(b"whole")));
+        let half = files.begin(None, 5).unwrap().finish().unwrap_err();
+        assert!(half.cause.contains("0 of 5 bytes"), "{half}");
+    }
+
+    #[test]
     fn what_cannot_be_taken_is_refused() {
         let files = Files::temporary().unwrap();
         let digest = FileDigest::of(b"abc");
-        let fault = files.begin(digest, FILE_BYTES_MAX + 1).unwrap_err();
+        let fault = files.begin(Some(digest), FILE_BYTES_MAX + 1).unwrap_err();
         assert!(fault.cause.contains("2147483648"), "{fault}");
-        let mut upload = files.begin(digest, 3).unwrap();
+        let mut upload = files.begin(Some(digest), 3).unwrap();
         assert!(upload.write(1, b"bc").is_err());
         assert!(upload.write(0, b"abcd").is_err());
         assert!(upload.write(0, b"abd").unwrap());
         let fault = upload.finish().unwrap_err();
         assert!(fault.cause.contains(&digest.to_string()), "{fault}");
-        let all: Vec<_> = (0..8).map(|_| files.begin(digest, FILE_BYTES_MAX).unwrap()).collect();
-        assert_eq!(files.begin(digest, 1).unwrap_err().kind, FaultKind::QueueFull);
+        let all: Vec<_> =
+            (0..8).map(|_| files.begin(Some(digest), FILE_BYTES_MAX).unwrap()).collect();
+        assert_eq!(files.begin(Some(digest), 1).unwrap_err().kind, FaultKind::QueueFull);
         drop(all);
-        files.begin(digest, 1).unwrap();
+        files.begin(Some(digest), 1).unwrap();
         assert_eq!(fs::read_dir(&files.0.folder).unwrap().count(), 0);
     }
 }

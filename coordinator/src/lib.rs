@@ -13,6 +13,7 @@ pub mod files;
 pub mod identity;
 pub mod job;
 pub mod launch;
+pub mod lora;
 pub mod output;
 pub mod picture;
 pub mod planner;

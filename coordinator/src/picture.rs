@@ -5,7 +5,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, Limits};
 use png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError, Transformations};
 use protocol::job::PICTURE_BYTES_MAX;
 use protocol::plan::SIDE_MAX;
-use std::io::Cursor;
+use std::io::{BufRead, Cursor, Seek};
 
 /// The longest side: twice that of the largest image, so that a photograph need not be scaled down first.
 pub const PICTURE_SIDE_MAX: u32 = 2 * SIDE_MAX;
@@ -27,6 +27,16 @@ pub enum PictureError {
         width: u32,
         /// Its height.
         height: u32,
+    },
+    /// It has too many pixels.
+    #[error("it has {width}x{height} pixels; at most {most} in all are taken: scale it down")]
+    Pixels {
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
+        /// The most there may be.
+        most: u64,
     },
     /// It is too long as PNG.
     #[error("as PNG it has {bytes} bytes; at most {PICTURE_BYTES_MAX} are taken: scale it down")]
@@ -68,10 +78,18 @@ impl Picture {
     /// # Errors
     /// If it is anything else, damaged or too large.
     pub fn read(bytes: &[u8]) -> Result<Self, PictureError> {
+        Self::read_within(bytes, u64::MAX)
+    }
+
+    /// The same, of at most so many pixels: they are in memory for a moment.
+    ///
+    /// # Errors
+    /// If it is anything else, damaged or too large.
+    pub fn read_within(bytes: &[u8], pixels_max: u64) -> Result<Self, PictureError> {
         let (pixels, width, height) = if bytes.starts_with(PNG) {
-            read_png(bytes)?
+            read_png(bytes, pixels_max)?
         } else if bytes.starts_with(JPEG) {
-            read_jpeg(bytes)?
+            read_jpeg(bytes, pixels_max)?
         } else {
             return Err(PictureError::Kind);
         };
@@ -87,16 +105,30 @@ impl Picture {
     }
 }
 
-fn check_sides(width: u32, height: u32) -> Result<(), PictureError> {
-    let fits = width.max(height) <= PICTURE_SIDE_MAX;
-    if fits { Ok(()) } else { Err(PictureError::Side { width, height }) }
+/// Whether a file begins as a picture that is read does.
+#[must_use]
+pub fn is_picture(head: &[u8]) -> bool {
+    head.starts_with(PNG) || head.starts_with(JPEG)
 }
 
-fn read_png(bytes: &[u8]) -> Result<(Vec<u8>, u32, u32), PictureError> {
+/// Width and height of a picture in the form that workers read; None if it is none.
+pub fn size(png: impl BufRead + Seek) -> Option<(u32, u32)> {
+    Decoder::new(png).read_header_info().ok().map(|info| info.size())
+}
+
+fn check_size(width: u32, height: u32, most: u64) -> Result<(), PictureError> {
+    if width.max(height) > PICTURE_SIDE_MAX {
+        return Err(PictureError::Side { width, height });
+    }
+    let fits = u64::from(width) * u64::from(height) <= most;
+    if fits { Ok(()) } else { Err(PictureError::Pixels { width, height, most }) }
+}
+
+fn read_png(bytes: &[u8], pixels_max: u64) -> Result<(Vec<u8>, u32, u32), PictureError> {
     let mut decoder = Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::normalize_to_color8());
     let (width, height) = decoder.read_header_info()?.size();
-    check_sides(width, height)?;
+    check_size(width, height, pixels_max)?;
     let mut reader = decoder.read_info()?;
     let size = reader.output_buffer_size().ok_or(PictureError::Side { width, height })?;
     let mut values = vec![0; size];
@@ -110,10 +142,10 @@ fn read_png(bytes: &[u8]) -> Result<(Vec<u8>, u32, u32), PictureError> {
     Ok((values.chunks_exact(samples).flat_map(rgb).collect(), width, height))
 }
 
-fn read_jpeg(bytes: &[u8]) -> Result<(Vec<u8>, u32, u32), PictureError> {
+fn read_jpeg(bytes: &[u8], pixels_max: u64) -> Result<(Vec<u8>, u32, u32), PictureError> {
     let mut decoder = JpegDecoder::new(Cursor::new(bytes))?;
     let (width, height) = decoder.dimensions();
-    check_sides(width, height)?;
+    check_size(width, height, pixels_max)?;
     decoder.set_limits(Limits::no_limits())?; // the sides are checked
     let orientation = decoder.orientation()?;
     let mut picture = DynamicImage::from_decoder(decoder)?;
@@ -136,8 +168,9 @@ mod tests {
     }
 
     fn pixels(picture: &Picture) -> Vec<u8> {
-        let (pixels, width, height) = read_png(&picture.png).unwrap();
+        let (pixels, width, height) = read_png(&picture.png, u64::MAX).unwrap();
         assert_eq!((width, height), (picture.width, picture.height));
+        assert_eq!(size(Cursor::new(&picture.png)), Some((width, height)));
         pixels
     }
 
@@ -170,6 +203,10 @@ mod tests {
         assert!(matches!(Picture::read(b""), Err(PictureError::Kind)));
         let whole = png(ColorType::Rgb, &[0; 300], (10, 10));
         assert!(matches!(Picture::read(&whole[..40]), Err(PictureError::Png(_))));
+        let refused = Picture::read_within(&whole, 99).unwrap_err();
+        assert!(refused.to_string().contains("10x10") && refused.to_string().contains("99"));
+        assert!(Picture::read_within(&whole, 100).is_ok());
+        assert!(is_picture(&whole) && !is_picture(b"GIF89a") && size(Cursor::new(b"")).is_none());
         let wide = png(ColorType::Grayscale, &[0; 16_385], (16_385, 1));
         let refused = Picture::read(&wide).unwrap_err();
         assert!(refused.to_string().contains("16385x1"), "{refused}");

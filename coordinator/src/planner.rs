@@ -12,6 +12,7 @@ mod reason;
 mod settle;
 
 pub use self::branches::{Share, ShareError};
+pub use self::given::check_given;
 pub use self::pairs::{Cluster, LinkSpeed, Links, Pairs};
 pub use self::settle::{
     DISPLACED_STEPS_MIN, GUIDANCE_MAX, PROMPT_BYTES_MAX, STEPS_DEFAULT, STEPS_MAX, settle,
@@ -20,7 +21,7 @@ pub use self::settle::{
 use self::branches::{Sharing, Work};
 use self::cost::{Forecast, Image};
 use protocol::identity::Fingerprint;
-use protocol::job::{Bands, CfgSplit, JobRequest, JobSpec, Mode, ModelCard, Parallelism};
+use protocol::job::{Bands, CfgSplit, Field, JobRequest, JobSpec, Mode, ModelCard, Parallelism};
 use protocol::plan::{Band, Fabric, Geometry, Lack, Member, Offer, Plan};
 use protocol::{Fault, FaultKind, RunId, WorkerId};
 use std::net::SocketAddr;
@@ -146,7 +147,7 @@ pub fn place<'a>(
             spec.height,
             if guided && most <= branch_max { " (twice as many as two branches)" } else { "" }
         );
-        return Err(invalid(cause));
+        return Err(invalid(cause).about(Field::Workers));
     }
     let needed = if guided { ranks.max(wish.fewest().into()) } else { ranks.max(1) };
     if candidates.len() < needed {
@@ -165,7 +166,7 @@ pub fn place<'a>(
     let forecast = bands.then(|| Forecast::measured(image, cluster, ranks)).flatten();
     let Sharing { mut shares, mut reason } =
         branches::share(work, wish.cfg_split, forecast.as_ref())
-            .map_err(|error| invalid(format!("{}x{}: {error}", spec.width, spec.height)))?;
+            .map_err(|error| error.fault(&spec))?;
     reason += &reason::mode(&spec, rows, &shares, wish.mode);
     reason += &reason::bands(&shares, &speeds);
     if !bands {
@@ -302,11 +303,27 @@ pub(crate) mod tests {
     }
 
     fn refusal(change: impl FnOnce(&mut JobRequest)) -> String {
+        refused(change).0
+    }
+
+    fn refused(change: impl FnOnce(&mut JobRequest)) -> (String, Option<Field>) {
         let mut request = request();
         change(&mut request);
         let fault = settle(&request, &card(), 1).unwrap_err();
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
-        fault.cause
+        (fault.cause, fault.field)
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_field() {
+        let field = |change: fn(&mut JobRequest)| refused(change).1.unwrap();
+        assert_eq!(field(|request| request.width = Some(250)), Field::Width);
+        assert_eq!(field(|request| request.height = Some(9000)), Field::Height);
+        assert_eq!(field(|request| request.steps = Some(0)), Field::Steps);
+        assert_eq!(field(|request| request.guidance = Some(-1.0)), Field::Guidance);
+        assert_eq!(field(|request| request.model = Some("sdxl".to_owned())), Field::Model);
+        assert_eq!(field(|request| request.dtype = Some(Dtype::F32)), Field::Dtype);
+        assert_eq!(field(|request| request.negative = Some("x".repeat(70_000))), Field::Negative);
     }
 
     #[test]
@@ -349,7 +366,7 @@ pub(crate) mod tests {
         let run = RunId::default();
         let wish = Wish { workers: Some(5), cfg_split: CfgSplit::Off, ..ANY };
         let fault = place(run, spec.clone(), &card(), &candidates(5), wish).unwrap_err();
-        assert_eq!(fault.kind, FaultKind::InvalidRequest);
+        assert_eq!((fault.kind, fault.field), (FaultKind::InvalidRequest, Some(Field::Workers)));
         assert!(fault.cause.contains("5 workers") && fault.cause.contains("at most 4"), "{fault}");
         let many = Wish { workers: Some(9), ..ANY };
         let fault = place(run, spec.clone(), &card(), &candidates(1), many).unwrap_err();

@@ -43,6 +43,7 @@ assets! {
     "form.js": SCRIPT,
     "format.js": SCRIPT,
     "gallery.js": SCRIPT,
+    "given.js": SCRIPT,
     "hues.js": SCRIPT,
     "key.js": SCRIPT,
     "lanes.js": SCRIPT,

@@ -1,6 +1,7 @@
 //! Why something was refused or failed, as it crosses the wire.
 
 use crate::id::{Call, Rank};
+use crate::job::Field;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -15,6 +16,8 @@ pub struct Fault {
     pub call: Option<Call>,
     /// The other end, where a link broke.
     pub peer: Option<Rank>,
+    /// What of the request it is about, if that is one thing.
+    pub field: Option<Field>,
     /// What a person needs to know: the thing, the value, and what to do.
     pub cause: String,
 }
@@ -60,9 +63,9 @@ pub enum FaultKind {
 }
 
 impl Fault {
-    /// A fault that no rank or call is known for.
+    /// A fault that no rank, call or field is known for.
     pub fn new(kind: FaultKind, cause: impl Into<String>) -> Self {
-        Self { kind, rank: None, call: None, peer: None, cause: cause.into() }
+        Self { kind, rank: None, call: None, peer: None, field: None, cause: cause.into() }
     }
 
     /// The same fault, on `rank`.
@@ -76,6 +79,13 @@ impl Fault {
     #[must_use]
     pub fn with(mut self, peer: Rank) -> Self {
         self.peer = Some(peer);
+        self
+    }
+
+    /// The same fault, about this of the request.
+    #[must_use]
+    pub fn about(mut self, field: Field) -> Self {
+        self.field = Some(field);
         self
     }
 

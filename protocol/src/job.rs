@@ -1,6 +1,7 @@
 //! What is asked for, and what it becomes once every default is known.
 
 mod card;
+mod field;
 mod files;
 mod preview;
 mod shape;
@@ -8,6 +9,7 @@ mod terms;
 mod work;
 
 pub use card::ModelCard;
+pub use field::Field;
 pub use files::{
     CHUNK_BYTES, FILE_BYTES_MAX, FileDigest, Init, InitWish, JOB_FILES_BYTES_MAX,
     LORA_NAME_BYTES_MAX, LORA_SCALE_MAX, LORAS_MAX, Lora, PICTURE_BYTES_MAX,

@@ -9,9 +9,11 @@ as it should be.
 import base64
 import contextlib
 import io
+import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -183,6 +185,50 @@ def ask_webui(url, key):
     check(client.get_progress()["progress"] == 0, "and nothing is under way")
 
 
+def lora(layer="down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q", width=192):
+    """A LoRA of rank 1 for a layer of the built-in model that is as wide as it is long."""
+    half = 4 * width
+    tensor = lambda shape, first: {"dtype": "F32", "shape": shape, "data_offsets": [first, first + half]}
+    header = {f"unet.{layer}.lora_A.weight": tensor([1, width], 0), f"unet.{layer}.lora_B.weight": tensor([width, 1], half)}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{2 * width}f", *[0.3] * (2 * width))
+
+
+def ask_webui_of_pictures(url, key):
+    host, port = url.removeprefix("http://").split(":")
+    client = webuiapi.WebUIApi(host=host, port=int(port), sampler="Euler a", steps=STEPS)
+    client.set_auth("someone", key)
+    sketch = Image.new("RGB", (SIDE, SIDE), (240, 240, 230))
+    sketch.paste((200, 40, 40), (SIDE // 4, SIDE // 4, SIDE * 3 // 4, SIDE * 3 // 4))
+    asked = {"images": [sketch], "prompt": "red apple", "seed": 7, "width": SIDE, "height": SIDE}
+
+    half = client.img2img(**asked, denoising_strength=0.5)
+    check(half.image.size == (SIDE, SIDE), "webuiapi gets an image that begins with a picture")
+    check(half.info["denoising_strength"] == 0.5 and "init_images" not in half.parameters, "and how it was made")
+    check(same(client.img2img(**asked, denoising_strength=0.5).image, half.image), "the same seed gives the same image")
+    whole = client.img2img(**asked, denoising_strength=1.0, batch_size=2)
+    check(whole.info["all_seeds"] == [7, 8] and not same(whole.images[0], half.image), "more strength changes more, of two images as well")
+    error = raises(RuntimeError, lambda: client.img2img(**asked, mask_image=sketch))
+    check(error and error.args[0] == 400 and "mask" in error.args[1], "a mask is refused by name")
+    error = raises(RuntimeError, lambda: client.img2img(**{**asked, "images": [sketch, sketch]}))
+    check(error and error.args[0] == 400 and "init_images" in error.args[1], "so are two pictures")
+    error = raises(RuntimeError, lambda: client.img2img(**asked, resize_mode=1))
+    check(error and error.args[0] == 400 and "resize_mode" in error.args[1], "and a way to resize that there is not")
+
+    request = urllib.request.Request(f"{url}/v1/files", data=lora(), headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request) as answer:
+        ink = json.load(answer)["id"]
+    check([each["name"] for each in client.get_loras()] == [ink], "webuiapi lists a LoRA that was sent")
+    asked = {"seed": 7, "width": SIDE, "height": SIDE}
+    plain = client.txt2img(prompt="red apple", **asked).image
+    changed = client.txt2img(prompt=f"red apple<lora:{ink}:1>", **asked).image
+    check(not same(changed, plain), "and a prompt that names it is rendered with it")
+    nothing = client.txt2img(prompt=f"red apple<lora:{ink}:0>", **asked).image
+    check(same(nothing, plain), "as much as its scale says")
+    error = raises(RuntimeError, lambda: client.txt2img(prompt="red apple <lora:ink:1>", **asked))
+    check(error and error.args[0] == 400 and "/v1/files" in error.args[1], "a name that is no id is refused, with what to do")
+
+
 def main():
     binaries = sys.argv[1]
     coordinator, worker = os.path.join(binaries, "coordinator"), os.path.join(binaries, "worker")
@@ -201,6 +247,7 @@ def main():
             wait_for(joined, r"(joined)")
         ask_openai(url, key)
         ask_webui(url, key)
+        ask_webui_of_pictures(url, key)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import zlib
 
 # How long anything on the page may take, on a machine that does other things as well.
 PATIENCE = 90
@@ -59,6 +61,26 @@ def end(process):
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def png(side, colour):
+    """A square picture of what `colour` says of each pixel."""
+    rows = b"".join(b"\0" + bytes(value for x in range(side) for value in colour(x, y)) for y in range(side))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def lora(layer="down_blocks.2.attentions.0.transformer_blocks.0.attn1.to_q", width=192):
+    """A LoRA of rank 1 for a layer of the built-in model that is as wide as it is long."""
+    half = 4 * width
+    tensor = lambda shape, first: {"dtype": "F32", "shape": shape, "data_offsets": [first, first + half]}
+    header = {f"unet.{layer}.lora_A.weight": tensor([1, width], 0), f"unet.{layer}.lora_B.weight": tensor([width, 1], half)}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + struct.pack(f"<{2 * width}f", *[0.1] * (2 * width))
 
 
 class Service:
@@ -190,6 +212,10 @@ class Browser:
         element = self.find(selector)
         self.do("POST", f"element/{element}/clear")
         self.do("POST", f"element/{element}/value", {"text": text})
+
+    def choose(self, selector, path):
+        """Chooses a file, as if in the browser's own dialog."""
+        self.do("POST", f"element/{self.find(selector)}/value", {"text": os.path.abspath(path)})
 
     def press(self, *keys):
         """Presses keys together, wherever the focus is."""
@@ -418,6 +444,64 @@ class Trial:
         others = [error for error in self.browser.errors() if "status of 400" not in error]
         self.check(not others, f"the console says: {others}")
 
+    def given(self):
+        """A picture to begin with and a LoRA file: chosen, rendered with, restored and removed."""
+        browser = self.browser
+        self.load()
+        begun, ink = os.path.join(self.service.folder, "sketch.png"), os.path.join(self.service.folder, "ink.safetensors")
+        size = self.asked.size
+        with open(begun, "wb") as file:
+            file.write(png(size, lambda x, y: (200, 40, 40) if (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size / 3) ** 2 else (240, 240, 230)))
+        with open(ink, "wb") as file:
+            file.write(lora())
+        browser.choose("#init-file", begun)
+        self.wait("the picture is shown", lambda: browser.run(
+            "const image = document.querySelector('#init-shown img'); return image.checkVisibility() && image.complete && image.naturalWidth"))
+        self.check(f"{size} × {size}" in browser.text("[data-preset=own]"), "its size is not the image's")
+        browser.write("#strength", "0.5")
+        browser.choose("#loras-file", ink)
+        row = "#loras-list li"
+        self.wait("the LoRA file is listed", lambda: "ink" in browser.text(row))
+        browser.write(f"{row} input", "0.8")
+        self.shoot("given", whole=False)
+        browser.look(PHONE)
+        self.fits("the form with a picture and a LoRA file")
+        self.shoot("given-phone")
+        browser.look(DESK)
+        number = self.submit("red apple", steps=12)
+        request = self.service.job(number)["request"]
+        self.check(request["init"]["strength"] == 0.5, f"the job begins with {request['init']}")
+        self.check([(each["name"], each["scale"]) for each in request["loras"]] == [("ink.safetensors", 0.8)], f"its LoRAs are {request['loras']}")
+        self.waits_until(number, "finished")
+        browser.run("document.querySelector('#loras-list button').focus()")
+        browser.press(ENTER)
+        self.check(not browser.shows(row), "a key does not remove the LoRA file")
+        self.check(browser.run("return document.activeElement.id") == "loras-choose", "the focus is lost with it")
+        with_lora, number = number, self.submit("red apple", steps=12)
+        self.waits_until(number, "finished")
+        browser.click("#init-remove")
+        self.check(not browser.shows("#init-shown"), "the picture is not removed")
+        self.load()
+        self.wait("the gallery shows the image", lambda: browser.shows(f"#gallery-list [data-job='{number}']"))
+        self.check(not browser.shows("#init-shown"), "a picture that was removed is there again")
+        browser.click(f"#gallery-list [data-job='{with_lora}'] .line button")
+        self.wait("its LoRA file is there again", lambda: "ink" in browser.text(row))
+        self.check(browser.run("return document.querySelector('#loras-list input').value") == "0.8", "its scale is not")
+        self.wait("its picture is there again", lambda: browser.run(
+            "const image = document.querySelector('#init-shown img'); return image.checkVisibility() && image.complete && image.naturalWidth"))
+        self.check(browser.run("return document.querySelector('#strength').value") == "0.5", "its strength is not")
+        browser.choose("#init-file", ink)
+        self.wait("a file of the other kind is refused", lambda: "LoRA" in browser.text("#error-init"))
+        neither = os.path.join(self.service.folder, "notes.txt")
+        with open(neither, "w") as file:
+            file.write("a few words, which are no file of either kind")
+        browser.choose("#loras-file", neither)
+        self.wait("one of no kind is, too", lambda: "safetensors" in browser.text("#error-loras"))
+        browser.click("#init-remove")
+        browser.click(f"{row} button")
+        others = [error for error in browser.errors() if "status of 400" not in error]
+        self.check(not others, f"the console says: {others}")
+
     def keys(self):
         self.load()
         self.browser.run("document.activeElement.blur(); getSelection().removeAllRanges(); scrollTo(0, 0)")
@@ -488,6 +572,7 @@ class Trial:
         self.part("a page that is loaded again follows the running job", self.reload)
         self.part("an image tells its parameters and is asked for again", self.again)
         self.part("what is wrong is said at its field", self.wrong_values)
+        self.part("an image begins with a picture and is rendered with a LoRA file", self.given)
         self.part("keys lead through the page in order, and are seen", self.keys)
         self.part("the cluster is shown", self.cluster)
         self.part("a coordinator that goes away is waited for", self.away)

@@ -1,7 +1,9 @@
 //! Files on their way: from clients to the disk, and from there to workers.
 
+use super::Coordinator;
 use super::session::shutting_down as going;
 use super::supervisor::Supervisor;
+use super::visit::Visit;
 use crate::director::ClientId;
 use crate::files::{Files, Upload};
 use actix::prelude::{Addr, AsyncContext, Context, Handler, Message};
@@ -9,6 +11,7 @@ use bytes::Bytes;
 use protocol::job::{CHUNK_BYTES, FileDigest};
 use protocol::message::{ToClient, ToWorker};
 use protocol::{Fault, FaultKind, WorkerId};
+use std::fs::File;
 use std::io::Read;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -68,7 +71,7 @@ impl Uploads {
     }
 
     /// Takes a whole file in.
-    pub(super) async fn keep(mut self, bytes: Bytes) -> Result<FileDigest, Fault> {
+    async fn keep(mut self, bytes: Bytes) -> Result<FileDigest, Fault> {
         let (file, total) = (FileDigest::of(&bytes), bytes.len() as u64);
         if self.begin(file, total).await? < total {
             self.go_on(Put { file, offset: 0, total, bytes }).await?;
@@ -99,18 +102,18 @@ impl Uploads {
         if total == 0 {
             return Err(Fault::new(FaultKind::InvalidRequest, format!("the file {file} is empty")));
         }
-        self.current = Some(self.files.begin(file, total)?);
+        self.current = Some(self.files.begin(Some(file), total)?);
         Ok(0)
     }
 
     /// None: more is to come; or the file was refused, and the rest of it comes all the same.
     async fn go_on(&mut self, put: Put) -> Result<Option<u64>, Fault> {
         let Put { file, offset, total, bytes } = put;
-        let same = |upload: &Upload| (upload.digest(), upload.total()) == (file, total);
+        let same = |upload: &Upload| (upload.digest(), upload.total()) == (Some(file), total);
         let Some(mut upload) = self.current.take().filter(same) else { return Ok(None) };
         let written = spawn_blocking(move || {
             if upload.write(offset, &bytes)? {
-                return upload.finish().map(|()| None);
+                return upload.finish().map(|_| None);
             }
             Ok(Some(upload))
         });
@@ -118,12 +121,83 @@ impl Uploads {
         if self.current.is_some() {
             return Ok(None);
         }
-        let came = FileCame { client: self.client, file, bytes: total };
-        if self.supervisor.send(came).await.map_err(|_| going())? {
-            return Ok(Some(total));
-        }
-        let cause = format!("the file {file} was removed as it came: send it again");
-        Err(Fault::new(FaultKind::Storage, cause))
+        came(&self.supervisor, FileCame { client: self.client, file, bytes: total }).await?;
+        Ok(Some(total))
+    }
+}
+
+async fn came(supervisor: &Addr<Supervisor>, came: FileCame) -> Result<(), Fault> {
+    let cause = format!("the file {} was removed as it came: send it again", came.file);
+    let there = supervisor.send(came).await.map_err(|_| going())?;
+    if there { Ok(()) } else { Err(Fault::new(FaultKind::Storage, cause)) }
+}
+
+/// A file that comes from a client in this process, and is known by its digest once it is whole.
+#[derive(Debug)]
+pub struct Arrival {
+    client: ClientId,
+    supervisor: Addr<Supervisor>,
+    upload: Upload,
+    offset: u64,
+}
+
+impl Arrival {
+    /// Takes what comes next.
+    ///
+    /// # Errors
+    /// If it is more than was said, or cannot be kept.
+    pub async fn write(self, bytes: Bytes) -> Result<Self, Fault> {
+        let Self { client, supervisor, mut upload, offset } = self;
+        let after = offset + bytes.len() as u64;
+        let written = spawn_blocking(move || upload.write(offset, &bytes).map(|_| upload));
+        let upload = written.await.map_err(|_| going())??;
+        Ok(Self { client, supervisor, upload, offset: after })
+    }
+
+    /// What came so far, from its beginning.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn reader(&self) -> Result<File, Fault> {
+        self.upload.reader()
+    }
+
+    /// Keeps it, whole, and says which it is.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    pub async fn finish(self) -> Result<FileDigest, Fault> {
+        let Self { client, supervisor, upload, offset: bytes } = self;
+        let file = spawn_blocking(move || upload.finish()).await.map_err(|_| going())??;
+        came(&supervisor, FileCame { client, file, bytes }).await?;
+        Ok(file)
+    }
+}
+
+impl Coordinator {
+    /// Keeps a file that a client in this process submits jobs with.
+    ///
+    /// # Errors
+    /// If it is too large, or cannot be kept.
+    pub async fn keep_file(&self, visit: &Visit, bytes: Bytes) -> Result<FileDigest, Fault> {
+        let uploads = Uploads::new(visit.client(), self.files.clone(), self.supervisor.clone());
+        uploads.keep(bytes).await
+    }
+
+    /// Begins to take in a file of so many bytes, of a client in this process.
+    ///
+    /// # Errors
+    /// If it is too large, or there is no room for it.
+    pub fn take_file(&self, visit: &Visit, total: u64) -> Result<Arrival, Fault> {
+        let (client, supervisor) = (visit.client(), self.supervisor.clone());
+        let upload = self.files.begin(None, total)?;
+        Ok(Arrival { client, supervisor, upload, offset: 0 })
+    }
+
+    /// A client in this process wants to submit a job with this file. Says whether it is there; then it stays for as long as
+    /// the client does.
+    pub async fn wants_file(&self, visit: &Visit, file: FileDigest) -> bool {
+        self.supervisor.send(WantsFile { client: visit.client(), file }).await.unwrap_or(false)
     }
 }
 
@@ -199,23 +273,31 @@ impl Handler<FileFailed> for Supervisor {
 mod tests {
     use crate::actor::{Coordinator, block_on};
     use crate::client::{Client, Destination, GivenFile};
-    use crate::director::Director;
+    use crate::cluster::failure::TICK;
+    use crate::director::{Director, Standing};
     use crate::files::Files;
     use crate::identity::Access;
     use bytes::Bytes;
     use protocol::tls::Security;
-    use std::time::Duration;
 
     #[test]
-    fn a_file_stays_as_long_as_one_of_its_clients_does() {
+    fn files_come_from_clients_wherever_they_are_and_stay() {
         block_on(async {
             let files = Files::temporary().unwrap();
             let (access, director) = (Access::Insecure, Director::default());
             let started = Coordinator::start_with("127.0.0.1:0", access, director, files.clone());
             let coordinator = started.await.unwrap();
             let large = vec![7; 3 << 16 | 5];
-            let kept = coordinator.keep_file(1 << 40, Bytes::from(large.clone())).await.unwrap();
+            let visit = coordinator.visit(Standing::of("me"));
+            let kept = coordinator.keep_file(&visit, Bytes::from(large.clone())).await.unwrap();
             assert_eq!(files.all(), [(kept, large.len() as u64)]);
+            let mut arrival = coordinator.take_file(&visit, large.len() as u64).unwrap();
+            for part in large.chunks(1 << 16) {
+                arrival = arrival.write(part.to_vec().into()).await.unwrap();
+            }
+            assert_eq!(arrival.finish().await, Ok(kept));
+            assert!(coordinator.wants_file(&visit, kept).await);
+            assert!(coordinator.take_file(&visit, 9).unwrap().finish().await.is_err());
             let address = coordinator.address().to_string();
             let to = Destination { address, security: Security::Insecure };
             let mut client = Client::connect(&to).await.unwrap();
@@ -227,11 +309,9 @@ mod tests {
             assert!(files.has(other.digest()));
             let refused = client.put(&GivenFile::of(Vec::new())).await.unwrap_err();
             assert!(refused.to_string().contains("empty"), "{refused}");
-            drop(client);
-            while files.has(other.digest()) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            assert!(files.has(kept), "one of its clients is there");
+            drop((client, visit));
+            tokio::time::sleep(2 * TICK).await;
+            assert!(files.has(kept) && files.has(other.digest()), "they are idle for a while");
         });
     }
 }

@@ -30,6 +30,11 @@ impl Visit {
         Self { supervisor, client, answers, unread }
     }
 
+    /// The number of its session.
+    pub(super) fn client(&self) -> ClientId {
+        self.client
+    }
+
     /// Says something.
     pub fn say(&self, message: FromClient) {
         self.supervisor.do_send(ClientSaid { client: self.client, message });

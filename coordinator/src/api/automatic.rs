@@ -8,7 +8,7 @@ mod words;
 use super::body::read_json;
 use super::error::Refusal;
 use super::image::Format;
-use super::limits::{BODY_BYTES_MAX, IMAGES_MAX};
+use super::limits::{BODY_BYTES_MAX, IMAGES_MAX, PICTURE_BODY_BYTES_MAX};
 use super::openai::Rendered;
 use super::{Api, resource};
 use crate::identity::now;
@@ -21,7 +21,7 @@ use protocol::message::{FromClient, JobRecord, JobStage, Part};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use words::Words;
+use words::{From, Words};
 
 /// The jobs of requests that are being answered, by who asked.
 #[derive(Clone, Debug, Default)]
@@ -65,11 +65,13 @@ pub(super) fn routes(config: &mut ServiceConfig) {
     let at = |path: &str| format!("/sdapi/v1/{path}");
     config
         .service(resource(&at("txt2img"), "POST").route(web::post().to(txt2img)))
+        .service(resource(&at("img2img"), "POST").route(web::post().to(img2img)))
         .service(resource(&at("progress"), "GET").route(web::get().to(progress)))
         .service(resource(&at("interrupt"), "POST").route(web::post().to(interrupt)))
         .service(resource(&at("samplers"), "GET").route(web::get().to(lists::samplers)))
         .service(resource(&at("schedulers"), "GET").route(web::get().to(lists::schedulers)))
         .service(resource(&at("sd-models"), "GET").route(web::get().to(lists::models)))
+        .service(resource(&at("loras"), "GET").route(web::get().to(lists::loras)))
         .service(resource(&at("scripts"), "GET").route(web::get().to(lists::scripts)))
         .service(
             resource(&at("options"), "GET, POST")
@@ -99,25 +101,67 @@ pub(super) async fn txt2img(
     api: web::Data<Api>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Refusal> {
-    let said: Map<String, Value> = read_json(&request, payload, BODY_BYTES_MAX).await?;
-    let words = Words::read(said.clone())?;
+    let said = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let rendered = render(&request, &api, said, From::Text).await;
+    rendered.map_err(|refusal| refusal.in_words(words::word))
+}
+
+/// Generate images that begin with a picture, as AUTOMATIC1111 has it.
+///
+/// The picture is stretched to the size that is asked for. Options that change the image and that there are not here are refused by
+/// name, unless they have the value that changes nothing.
+#[utoipa::path(
+    post, operation_id = "automatic_img2img", path = "/sdapi/v1/img2img", tag = "automatic1111", request_body = Object,
+    responses(
+        (status = 200, description = "The images", content_type = "application/json", body = Object),
+        (status = 409, description = "It was interrupted", body = super::error::ErrorBody),
+        (status = 413, description = "The body is too large", body = super::error::ErrorBody),
+        (status = 415, description = "The body is not said to be JSON", body = super::error::ErrorBody),
+        (status = 429, description = "The queue is full, or the key has used up its minute", body = super::error::ErrorBody),
+        (status = 500, description = "It could not be rendered", body = super::error::ErrorBody),
+        super::openapi::Refusals,
+    )
+)]
+pub(super) async fn img2img(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    payload: web::Payload,
+) -> Result<HttpResponse, Refusal> {
+    let said = read_json(&request, payload, PICTURE_BODY_BYTES_MAX).await?;
+    let rendered = render(&request, &api, said, From::Picture).await;
+    rendered.map_err(|refusal| refusal.in_words(words::word))
+}
+
+async fn render(
+    request: &HttpRequest,
+    api: &Api,
+    mut said: Map<String, Value>,
+    from: From,
+) -> Result<HttpResponse, Refusal> {
+    let mut words = Words::read(said.clone(), from)?;
+    if said.get("include_init_images") != Some(&Value::Bool(true)) {
+        said.remove("init_images");
+    }
     api.check_model(words.request.model.as_deref()).await?;
     if !(1..=IMAGES_MAX).contains(&words.images) {
         let message = format!("{} images are not one of 1 to {IMAGES_MAX}", words.images);
         return Err(Refusal::limit("batch_size", message));
     }
-    api.admit(&request, &words.request, words.images).await?;
+    let files = (std::mem::take(&mut words.loras), words.init.take());
+    let given = api.give(request, words.request.clone(), files).await?;
+    words.request = given.request.clone();
+    api.admit(request, &words.request, words.images).await?;
     let mut commissions = Vec::new();
     for number in 0..words.images {
         let seed = words.request.seed.map(|seed| seed.wrapping_add(number.into()));
         let asked = JobRequest { seed, ..words.request.clone() };
-        commissions.push(api.commission(&request, asked, false).await?);
+        commissions.push(api.commission(request, asked, false).await?);
     }
     let jobs: Vec<JobId> = commissions.iter().map(|commission| commission.job).collect();
-    let _entered = api.in_flight.enter(api.owner(&request), &jobs);
+    let _entered = api.in_flight.enter(api.owner(request), &jobs);
     let mut images = Vec::new();
     for commission in commissions {
-        images.push(api.rendered(&request, commission, Format::Png).await.map_err(interrupted)?);
+        images.push(api.rendered(request, commission, Format::Png).await.map_err(interrupted)?);
     }
     let (cluster, _) = api.gauge().await?;
     let model = cluster.model.map(|card| (card.name, card.digest)).unwrap_or_default();
@@ -147,7 +191,7 @@ fn info(words: &Words, images: &[Rendered], (model, digest): &(String, String)) 
         "negative_prompt": negative, "all_negative_prompts": all(&negative),
         "seed": seeds.first(), "all_seeds": seeds, "width": width, "height": height,
         "sampler_name": words.sampler, "cfg_scale": asked.guidance, "steps": asked.steps,
-        "batch_size": images.len(), "sd_model_name": model, "sd_model_hash": lists::short(digest),
+        "denoising_strength": asked.init.as_ref().and_then(|init| init.strength), "batch_size": images.len(), "sd_model_name": model, "sd_model_hash": lists::short(digest),
         "infotexts": images.iter().map(|image| infotext(words, image, model)).collect::<Vec<_>>(),
         "job_timestamp": now().to_string(), "version": protocol::RELEASE,
     })
@@ -160,9 +204,12 @@ fn infotext(words: &Words, image: &Rendered, model: &str) -> String {
     let negative = negative.map_or_else(String::new, |text| format!("\nNegative prompt: {text}"));
     let steps = asked.steps.map_or_else(String::new, |steps| format!("Steps: {steps}, "));
     let scale = asked.guidance.map_or_else(String::new, |scale| format!("CFG scale: {scale}, "));
+    let strength = asked.init.as_ref().and_then(|init| init.strength);
+    let strength =
+        strength.map_or_else(String::new, |part| format!(", Denoising strength: {part}"));
     let (width, height) = image.size;
     format!(
-        "{}{negative}\n{steps}Sampler: {}, {scale}Seed: {}, Size: {width}x{height}, Model: {model}",
+        "{}{negative}\n{steps}Sampler: {}, {scale}Seed: {}, Size: {width}x{height}, Model: {model}{strength}",
         asked.prompt, words.sampler, image.seed
     )
 }

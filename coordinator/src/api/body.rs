@@ -6,6 +6,11 @@ use actix_web::http::header::CONTENT_LENGTH;
 use actix_web::{HttpMessage as _, HttpRequest, web};
 use serde::de::DeserializeOwned;
 
+/// How long a body is, as its head says.
+pub(crate) fn said_length(request: &HttpRequest) -> Option<u64> {
+    request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Reads a body that must be JSON, in at most `most` bytes. Browsers send JSON to another site only after asking it, so this
 /// is also what keeps forms of foreign pages out.
 pub(crate) async fn read_json<T: DeserializeOwned>(
@@ -22,9 +27,8 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
         let (status, code) = (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type");
         return Err(Refusal::new(status, ErrorType::InvalidRequestError, code, message));
     }
-    let said =
-        request.headers().get(CONTENT_LENGTH).and_then(|said| said.to_str().ok()?.parse().ok());
-    let too_large = said.filter(|bytes| usize::try_from(*bytes).map_or(true, |bytes| bytes > most));
+    let too_large = said_length(request)
+        .filter(|bytes| usize::try_from(*bytes).map_or(true, |bytes| bytes > most));
     if too_large.is_some() {
         return Err(Refusal::too_large(too_large, most));
     }

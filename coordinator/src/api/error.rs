@@ -3,6 +3,7 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
+use protocol::job::Field;
 use protocol::{Fault, FaultKind};
 use serde::Serialize;
 use std::fmt;
@@ -20,6 +21,8 @@ pub(crate) struct Refusal {
     pub(crate) code: String,
     /// The field or parameter that is wrong.
     pub(crate) param: Option<String>,
+    /// The same, if it is of a job's request.
+    field: Option<Field>,
     pub(crate) message: String,
     /// Seconds after which it may be tried again.
     retry_after: Option<u64>,
@@ -74,7 +77,8 @@ impl Refusal {
         message: impl Into<String>,
     ) -> Self {
         let (code, message) = (code.to_owned(), message.into());
-        Self { status, kind, code, param: None, message, retry_after: None, allow: None }
+        let (param, field, retry_after, allow) = (None, None, None, None);
+        Self { status, kind, code, param, field, message, retry_after, allow }
     }
 
     /// A request that no change of circumstances makes right.
@@ -92,7 +96,12 @@ impl Refusal {
         Self { code: "limit_exceeded".to_owned(), ..Self::invalid(message) }.about(param)
     }
 
-    pub(crate) fn too_large(bytes: Option<u64>, most: usize) -> Self {
+    /// The same, of a job's request.
+    pub(crate) fn beyond(field: Field, message: impl Into<String>) -> Self {
+        Self::limit(field.path(), message).field(field)
+    }
+
+    pub(crate) fn too_large(bytes: Option<u64>, most: impl fmt::Display) -> Self {
         let status = StatusCode::PAYLOAD_TOO_LARGE;
         let has = bytes.map_or_else(|| "more".to_owned(), |bytes| format!("{bytes} bytes"));
         let message = format!("the body has {has}; the most that are read are {most} bytes");
@@ -152,6 +161,22 @@ impl Refusal {
         Self { param: Some(param.to_owned()), ..self }
     }
 
+    /// The same, about this of a job's request.
+    pub(crate) fn field(self, field: Field) -> Self {
+        self.at(field, field.path())
+    }
+
+    /// The same, about this part of it.
+    pub(crate) fn at(self, field: Field, path: &str) -> Self {
+        Self { field: Some(field), ..self.about(path) }
+    }
+
+    /// The same, for callers who have other names for what is in a job's request.
+    pub(crate) fn in_words(self, word: impl Fn(Field) -> &'static str) -> Self {
+        let param = self.field.map(|field| word(field).to_owned()).or(self.param);
+        Self { param, ..self }
+    }
+
     /// The body of the answer.
     pub(crate) fn body(&self) -> ErrorBody {
         let (message, param) = (self.message.clone(), self.param.clone());
@@ -170,7 +195,7 @@ pub(crate) fn code(kind: FaultKind) -> String {
 impl From<Fault> for Refusal {
     fn from(fault: Fault) -> Self {
         let (code, message) = (code(fault.kind), fault.to_string());
-        match fault.kind {
+        let refusal = match fault.kind {
             FaultKind::UnknownJob => Self::not_found(&code, message),
             FaultKind::Conflict => Self::conflict(&code, message),
             FaultKind::QueueFull => Self::limited(RETRY_SECONDS, &code, message),
@@ -188,6 +213,10 @@ impl From<Fault> for Refusal {
             | FaultKind::Compute
             | FaultKind::Cancelled
             | FaultKind::Protocol => Self { code, ..Self::internal(message) },
+        };
+        match fault.field {
+            Some(field) => refusal.field(field),
+            None => refusal,
         }
     }
 }
@@ -230,6 +259,17 @@ mod tests {
             "message": "too many", "type": "invalid_request_error", "param": "steps", "code": "limit_exceeded",
         }});
         assert_eq!(body, shape);
+    }
+
+    #[test]
+    fn a_fault_about_a_field_names_it_in_the_callers_words() {
+        let fault = Fault::new(FaultKind::InvalidRequest, "so").about(Field::Strength);
+        let refusal = Refusal::from(fault);
+        assert_eq!(refusal.param.as_deref(), Some("init.strength"));
+        let refusal = refusal.in_words(|_| "denoising_strength");
+        assert_eq!(refusal.param.as_deref(), Some("denoising_strength"));
+        let other = Refusal::invalid("so").about("n").in_words(|_| "x");
+        assert_eq!(other.param.as_deref(), Some("n"));
     }
 
     #[test]

@@ -67,9 +67,10 @@ pub(super) async fn submit(
     api: web::Data<Api>,
     payload: web::Payload,
 ) -> Result<HttpResponse, Refusal> {
-    let body: RequestBody = read_json(&request, payload, BODY_BYTES_MAX).await?;
-    let priority = body.priority();
-    let submitted = api.submit(&request, JobRequest::from(body), priority).await?;
+    let mut body: RequestBody = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let (priority, files) = (body.priority(), body.take_given());
+    let given = api.give(&request, JobRequest::from(body), files).await?;
+    let submitted = api.submit(&request, given.request.clone(), priority).await?;
     let mut answer = if submitted.again { HttpResponse::Ok() } else { HttpResponse::Accepted() };
     let job = Job::from(&submitted.record);
     Ok(answer.insert_header((LOCATION, format!("/v1/jobs/{}", job.id))).json(job))

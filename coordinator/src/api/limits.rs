@@ -2,12 +2,22 @@
 
 use super::error::Refusal;
 use super::keys::Key;
-use crate::planner::{GUIDANCE_MAX, STEPS_DEFAULT, STEPS_MAX};
-use protocol::job::JobRequest;
+use crate::planner::{GUIDANCE_MAX, STEPS_DEFAULT, STEPS_MAX, check_given};
+use protocol::job::{Field, JobRequest};
 use protocol::plan::SIDE_MAX;
+use std::time::Duration;
 
 /// The longest body of a request without an image: a prompt and its options are a few KiB.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// The longest body of a request that has a picture in it: one of 2048 x 2048 pixels of noise has 12 MiB as PNG and 16 in base64.
+pub const PICTURE_BODY_BYTES_MAX: usize = 24 << 20;
+/// The largest picture in pixels, twice [`PIXELS_MAX`]: while it is read its pixels are in memory, twice for a moment, and more than
+/// are rendered are of no use.
+pub const PICTURE_PIXELS_MAX: u64 = 2 * PIXELS_MAX;
+/// How long nothing may come of a file: what is to be of it is kept free on the disk meanwhile.
+pub const UPLOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How much of a file that comes is in memory before it is written.
+pub const PART_BYTES: usize = 1 << 20;
 /// The longest prompt, and the longest negative one, in characters: text encoders read 77 tokens, so this is far
 /// more than has any effect, and what is kept of a job stays small.
 pub const PROMPT_LETTERS_MAX: usize = 10_000;
@@ -32,16 +42,19 @@ pub(crate) fn check(
     key: Option<&Key>,
     native: Option<(u32, u32)>,
 ) -> Result<(), Refusal> {
-    let texts = [("prompt", Some(&request.prompt)), ("negative", request.negative.as_ref())];
-    for (what, text) in texts {
+    let texts =
+        [(Field::Prompt, Some(&request.prompt)), (Field::Negative, request.negative.as_ref())];
+    for (field, text) in texts {
         let letters = text.map_or(0, |text| text.chars().count());
         if letters > PROMPT_LETTERS_MAX {
+            let what = field.path();
             let cause =
                 format!("{what} has {letters} characters; the most are {PROMPT_LETTERS_MAX}");
-            return Err(Refusal::limit(what, cause));
+            return Err(Refusal::beyond(field, cause));
         }
     }
     check_ranges(request)?;
+    check_given(request)?;
     check_steps(request, key)?;
     check_pixels(request, key, native)
 }
@@ -49,19 +62,20 @@ pub(crate) fn check(
 /// Checks what no model renders, so that it is refused at once, whether or not a worker is there to say what its model does.
 fn check_ranges(request: &JobRequest) -> Result<(), Refusal> {
     let ranges = [
-        ("width", request.width, SIDE_MAX),
-        ("height", request.height, SIDE_MAX),
-        ("steps", request.steps, STEPS_MAX),
-        ("workers", request.workers.map(u32::from), u32::from(u16::MAX)),
+        (Field::Width, request.width, SIDE_MAX),
+        (Field::Height, request.height, SIDE_MAX),
+        (Field::Steps, request.steps, STEPS_MAX),
+        (Field::Workers, request.workers.map(u32::from), u32::from(u16::MAX)),
     ];
-    for (what, value, most) in ranges {
+    for (field, value, most) in ranges {
         if let Some(value) = value.filter(|value| !(1..=most).contains(value)) {
-            return Err(Refusal::limit(what, format!("{what} {value} is not one of 1 to {most}")));
+            let cause = format!("{} {value} is not one of 1 to {most}", field.path());
+            return Err(Refusal::beyond(field, cause));
         }
     }
     if let Some(guidance) = request.guidance.filter(|scale| !(0.0..=GUIDANCE_MAX).contains(scale)) {
         let cause = format!("guidance {guidance} is not one of 0 to {GUIDANCE_MAX}");
-        return Err(Refusal::limit("guidance", cause));
+        return Err(Refusal::beyond(Field::Guidance, cause));
     }
     Ok(())
 }
@@ -74,7 +88,7 @@ fn check_steps(request: &JobRequest, key: Option<&Key>) -> Result<(), Refusal> {
     }
     let cause =
         format!("{steps} steps are more than the {most} that {}", whose(key, most < STEPS_MAX));
-    Err(Refusal::limit("steps", cause))
+    Err(Refusal::beyond(Field::Steps, cause))
 }
 
 fn check_pixels(
@@ -83,7 +97,8 @@ fn check_pixels(
     native: Option<(u32, u32)>,
 ) -> Result<(), Refusal> {
     let most = key.and_then(|key| key.pixels).unwrap_or(PIXELS_MAX).min(PIXELS_MAX);
-    let (width, height) = native.unwrap_or_default();
+    let picture = request.init.as_ref().map(|init| (init.width, init.height));
+    let (width, height) = picture.or(native).unwrap_or_default();
     let width = u64::from(request.width.unwrap_or(width));
     let height = u64::from(request.height.unwrap_or(height));
     if width * height <= most {
@@ -94,7 +109,7 @@ fn check_pixels(
         "{width}x{height} are {} pixels, more than the {most} that {whose}",
         width * height
     );
-    Err(Refusal::limit("width", cause))
+    Err(Refusal::beyond(Field::Width, cause))
 }
 
 fn whose(key: Option<&Key>, by_key: bool) -> String {
@@ -105,10 +120,15 @@ fn whose(key: Option<&Key>, by_key: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use protocol::job::{FileDigest, InitWish};
 
     fn refused(request: JobRequest, key: Option<&Key>) -> Option<(Option<String>, String)> {
         let refused = check(&request, key, Some((512, 512))).err();
         refused.map(|refusal| (refusal.param.clone(), refusal.to_string()))
+    }
+
+    fn begun(width: u32, height: u32, strength: Option<f32>) -> Option<InitWish> {
+        Some(InitWish { file: FileDigest([7; 32]), width, height, strength })
     }
 
     #[test]
@@ -132,6 +152,8 @@ mod tests {
             (JobRequest { guidance: Some(f32::INFINITY), ..asked() }, "guidance"),
             (JobRequest { guidance: Some(-0.5), ..asked() }, "guidance"),
             (JobRequest { workers: Some(0), ..asked() }, "workers"),
+            (JobRequest { init: begun(8000, 8000, None), ..asked() }, "width"),
+            (JobRequest { init: begun(64, 64, Some(1.5)), ..asked() }, "init.strength"),
         ] {
             assert_eq!(refused(wrong, None).unwrap().0.as_deref(), Some(param));
         }

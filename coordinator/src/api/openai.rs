@@ -84,6 +84,15 @@ pub(super) async fn generate(
     payload: web::Payload,
 ) -> Result<HttpResponse, Refusal> {
     let body: ImagesBody = read_json(&request, payload, BODY_BYTES_MAX).await?;
+    let answer = answer(request, api, body).await;
+    answer.map_err(|refusal| refusal.in_words(body::word))
+}
+
+async fn answer(
+    request: HttpRequest,
+    api: web::Data<Api>,
+    body: ImagesBody,
+) -> Result<HttpResponse, Refusal> {
     let asked = body.request()?;
     api.check_model(asked.model.as_deref()).await?;
     let count = body.count()?;

@@ -2,7 +2,7 @@
 
 use super::automatic::{self, lists};
 use super::error::{ErrorBody, Refusal};
-use super::{Api, cluster, events, health, image, jobs, metrics, models, openai, preview};
+use super::{Api, cluster, events, files, health, image, jobs, metrics, models, openai, preview};
 use actix_web::{HttpResponse, web};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
@@ -47,14 +47,15 @@ impl Modify for Keys {
     ),
     paths(
         jobs::submit, jobs::list, jobs::show, jobs::cancel, image::show, preview::show, events::follow,
-        cluster::show, models::list, openai::generate,
-        automatic::txt2img, automatic::progress, automatic::interrupt, lists::samplers, lists::schedulers,
-        lists::models, lists::options, lists::set_options, lists::scripts, health::alive, health::ready, metrics::show, show,
+        files::send, files::list, files::show, files::picture, cluster::show, models::list, openai::generate,
+        automatic::txt2img, automatic::img2img, automatic::progress, automatic::interrupt, lists::samplers, lists::schedulers,
+        lists::models, lists::loras, lists::options, lists::set_options, lists::scripts, health::alive, health::ready, metrics::show, show,
     ),
     modifiers(&Keys),
     security((), ("key" = [])),
     tags(
         (name = "jobs", description = "Images that are rendered"),
+        (name = "files", description = "What images are rendered with, beside the model"),
         (name = "cluster", description = "Who renders them"),
         (name = "openai", description = "As OpenAI's clients ask"),
         (name = "automatic1111", description = "As clients of AUTOMATIC1111's web UI ask"),
@@ -86,7 +87,7 @@ mod tests {
         let document: Value = serde_json::from_str(&super::document()).unwrap();
         assert_eq!(document["openapi"], "3.1.0");
         let paths = document["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 20, "{:?}", paths.keys());
+        assert_eq!(paths.len(), 25, "{:?}", paths.keys());
         let request = &document["components"]["schemas"]["Request"];
         assert_eq!(request["additionalProperties"], false);
         assert_eq!(request["required"], serde_json::json!(["prompt"]));
@@ -103,7 +104,7 @@ mod tests {
         let all = names.len();
         names.sort_unstable();
         names.dedup();
-        assert_eq!((names.len(), all), (23, 23), "{names:?}");
+        assert_eq!((names.len(), all), (29, 29), "{names:?}");
     }
 
     /// What is referred to is there.

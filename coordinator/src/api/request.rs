@@ -1,5 +1,6 @@
 //! What is asked for, as JSON: in a request's body, and in what is told of a job.
 
+use super::given::{InitBody, LoraBody};
 use super::schema;
 use protocol::job::{
     Bands, CfgSplit, Decode, Dtype, GnVariance, JobRequest, Mode, Parallelism, Priority, Scheduler,
@@ -112,6 +113,13 @@ pub(crate) struct RequestBody {
     /// Tell where each worker's time goes, in events `profiled`.
     #[serde(default)]
     pub(crate) profile: Option<bool>,
+    /// LoRA files whose changes of the model's weights add up.
+    #[serde(default)]
+    #[schema(max_items = 16)]
+    pub(crate) loras: Option<Vec<LoraBody>>,
+    /// A picture to begin with. Its size is the image's, if no other is asked for.
+    #[serde(default)]
+    pub(crate) init: Option<InitBody>,
 }
 
 impl RequestBody {
@@ -119,9 +127,15 @@ impl RequestBody {
     pub(crate) fn priority(&self) -> Priority {
         self.priority.unwrap_or(Priority::Normal)
     }
+
+    /// Takes out what it is to be given.
+    pub(crate) fn take_given(&mut self) -> (Vec<LoraBody>, Option<InitBody>) {
+        (self.loras.take().unwrap_or_default(), self.init.take())
+    }
 }
 
 impl From<RequestBody> for JobRequest {
+    /// Without what it is to be given, which has to be looked for.
     fn from(body: RequestBody) -> Self {
         let RequestBody { prompt, negative, width, height, steps, guidance, seed, .. } = body;
         let unasked = Self::new(prompt);
@@ -182,6 +196,8 @@ impl From<&JobRecord> for RequestBody {
             rebalance: Some(asked.rebalance),
             priority: Some(record.priority),
             profile: Some(asked.profile),
+            loras: Some(asked.loras.iter().map(LoraBody::from).collect()),
+            init: asked.init.as_ref().map(InitBody::from),
         }
     }
 }
@@ -285,11 +301,15 @@ mod tests {
             "seed": 18446744073709551615, "scheduler": "ddim", "warmup": "auto", "parallelism": "tensor",
             "mode": "stale", "gn_variance": "reference", "wire": "bf16", "dtype": "f16", "model": "tiny",
             "cfg_split": "on", "bands": "even", "decode": "tiled", "fabrics": ["tcp", "shm"], "workers": 2,
-            "deterministic": true, "rebalance": true, "priority": "high", "profile": true}"#;
-        let body = read(json).unwrap();
+            "deterministic": true, "rebalance": true, "priority": "high", "profile": true,
+            "loras": [{"file": "LORA", "scale": -0.5, "name": "ink"}], "init": {"file": "INIT", "strength": 0.5}}"#;
+        let json = json.replace("LORA", &"ab".repeat(32)).replace("INIT", &"cd".repeat(32));
+        let mut body = read(&json).unwrap();
         assert_eq!(body.priority(), Priority::High);
-        let asked: serde_json::Value = serde_json::from_str(json).unwrap();
+        let asked: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(serde_json::to_value(&body).unwrap(), asked);
+        let (loras, init) = body.take_given();
+        assert_eq!((loras.len(), init.and_then(|init| init.strength)), (1, Some(0.5)));
         let request = JobRequest::from(body);
         assert_eq!((request.seed, request.warmup), (Some(u64::MAX), Warmup::Auto));
         assert_eq!(request.fabrics, [Fabric::Tcp, Fabric::Shm]);

@@ -66,6 +66,7 @@ impl Server {
         let api = web::Data::new(Api {
             coordinator,
             watchman: Watchman::new(Gate { address, any_host, origin }, keys),
+            judging: Semaphore::new(1),
             followers: Arc::new(Semaphore::new(FOLLOWERS_MAX)),
             ends: ending,
             in_flight: super::automatic::InFlight::default(),

@@ -1,6 +1,7 @@
 //! The options that give a job files: LoRA weights, and a picture to begin with.
 
 use crate::client::GivenFile;
+use crate::lora;
 use crate::picture::Picture;
 use anyhow::{Context, bail};
 use protocol::job::{
@@ -11,9 +12,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-
-/// The longest header that a safetensors file may have, as the format has it.
-const HEADER_BYTES_MAX: u64 = 100_000_000;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct GivenArgs {
@@ -100,21 +98,13 @@ impl LoraArg {
     }
 }
 
-/// Whether a file is what it should be, from its first bytes: what it holds the workers see, who have the model.
 fn check_safetensors(path: &Path) -> anyhow::Result<()> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let length = file.metadata()?.len();
     if length > FILE_BYTES_MAX {
         bail!("it has {length} bytes; at most {FILE_BYTES_MAX} are taken");
     }
-    let mut head = [0; 9];
-    let read = file.read_exact(&mut head);
-    let [a, b, c, d, e, f, g, h, brace] = head;
-    let header = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-    if read.is_err() || brace != b'{' || header > HEADER_BYTES_MAX || header + 8 > length {
-        bail!("it is no safetensors file: pickled .pt and .ckpt files are not read, convert them");
-    }
-    Ok(())
+    Ok(lora::check(file, length)?)
 }
 
 fn read_picture(path: &Path) -> anyhow::Result<Picture> {

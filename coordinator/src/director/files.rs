@@ -1,17 +1,25 @@
 //! Which files jobs are rendered with, and which workers hold them.
 //!
 //! - **F-1 there**: a job is accepted only once all its files are there, and they stay until it has ended.
+//!   Then they are idle: they stay for a while, so that they need not be sent again.
 //! - **F-2 held**: nobody is given a part of a run before it has said that it holds the job's files.
 
 use super::{ClientId, Director, Effect};
 use crate::job::queue::Waiting;
 use crate::planner::Candidate;
 use bytes::Bytes;
-use protocol::job::{FileDigest, JOB_FILES_BYTES_MAX, JobRequest, PICTURE_BYTES_MAX};
+use protocol::job::{Field, FileDigest, JOB_FILES_BYTES_MAX, JobRequest, PICTURE_BYTES_MAX};
 use protocol::message::Event;
 use protocol::{Fault, FaultKind, WorkerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// How long an idle file stays: as long as jobs that ended are kept, if nobody says how long that is.
+const IDLE_PATIENCE: Duration = Duration::from_secs(24 * 3600);
+/// The most bytes of idle files: those of the largest job, which come one by one before it does.
+const IDLE_BYTES_MAX: u64 = JOB_FILES_BYTES_MAX;
+/// The most idle files: a quarter of all that there may be, so that jobs find room for theirs.
+const IDLE_FILES_MAX: usize = 1024;
 
 /// What is there, and where else.
 #[derive(Debug, Default)]
@@ -30,6 +38,8 @@ struct Shelved {
     bytes: u64,
     /// Those who may submit a job with it.
     clients: BTreeSet<ClientId>,
+    /// When someone last had a use for it.
+    used: Duration,
 }
 
 impl Shelf {
@@ -67,10 +77,12 @@ impl Shelf {
 }
 
 impl Director {
-    /// The files that are there as the coordinator starts. A job whose files are not cannot go on.
+    /// The files that are there as the coordinator starts: idle from now on, but for those of jobs. A job whose files are not
+    /// there cannot go on.
     pub fn files_found(&mut self, files: Vec<(FileDigest, u64)>) {
         for (file, bytes) in files {
-            self.shelf.files.insert(file, Shelved { bytes, clients: BTreeSet::new() });
+            let shelved = Shelved { bytes, clients: BTreeSet::new(), used: self.now };
+            self.shelf.files.insert(file, shelved);
         }
         let all: Vec<Waiting> = self.queue.drain().collect();
         for waiting in all {
@@ -82,16 +94,18 @@ impl Director {
     }
 
     /// A client wants to submit a job with this file. Says whether it is there; then it stays for as long as the
-    /// client does.
+    /// client does, and then as an idle file.
     pub fn wants_file(&mut self, client: ClientId, file: FileDigest) -> bool {
-        let found = self.shelf.files.get_mut(&file);
-        found.map(|shelved| shelved.clients.insert(client)).is_some()
+        let Some(shelved) = self.shelf.files.get_mut(&file) else { return false };
+        shelved.clients.insert(client);
+        shelved.used = self.now;
+        true
     }
 
     /// A file came from a client.
     pub fn file_came(&mut self, client: ClientId, file: FileDigest, bytes: u64) {
         let shelved = self.shelf.files.entry(file).or_default();
-        shelved.bytes = bytes;
+        (shelved.bytes, shelved.used) = (bytes, self.now);
         shelved.clients.insert(client);
     }
 
@@ -122,27 +136,28 @@ impl Director {
 
     /// Whether all files of a request are there (F-1).
     pub(super) fn check_files(&self, request: &JobRequest) -> Result<(), Fault> {
-        let invalid = |cause: String| Err(Fault::new(FaultKind::InvalidRequest, cause));
-        let picture = request.init.as_ref().map(|init| init.file);
+        let invalid = |cause: String| Fault::new(FaultKind::InvalidRequest, cause);
+        let loras = request.loras.iter().map(|lora| (lora.file, Field::Loras));
+        let init = request.init.iter().map(|init| (init.file, Field::Init));
         let mut all = 0;
-        for file in request.files() {
+        for (file, field) in loras.chain(init) {
             let Some(shelved) = self.shelf.files.get(&file) else {
-                return invalid(format!(
-                    "the file {file} is not there: it must be sent before the job"
-                ));
+                let cause = format!("the file {file} is not there: it must be sent before the job");
+                return Err(invalid(cause).about(field));
             };
-            if picture == Some(file) && shelved.bytes > PICTURE_BYTES_MAX {
-                return invalid(format!(
+            if field == Field::Init && shelved.bytes > PICTURE_BYTES_MAX {
+                let cause = format!(
                     "the picture to begin with has {} bytes; at most {PICTURE_BYTES_MAX} are taken",
                     shelved.bytes
-                ));
+                );
+                return Err(invalid(cause).about(field));
             }
             all += shelved.bytes;
         }
         if all > JOB_FILES_BYTES_MAX {
-            return invalid(format!(
+            return Err(invalid(format!(
                 "the job's files have {all} bytes together; at most {JOB_FILES_BYTES_MAX} are taken"
-            ));
+            )));
         }
         Ok(())
     }
@@ -215,7 +230,8 @@ impl Director {
         }
     }
 
-    /// Lets go of files that nobody needs any more.
+    /// Lets go of files that have been idle for long, and of those that were needed last the longest ago where idle ones
+    /// are too many.
     pub(super) fn tidy_shelf(&mut self) {
         if self.shelf.files.is_empty() || self.shelf.keeps_all || self.shutting_down {
             return;
@@ -224,14 +240,24 @@ impl Director {
         let active = self.active.iter().map(|active| &active.asked.request);
         let needed: BTreeSet<FileDigest> =
             waiting.chain(active).flat_map(JobRequest::files).collect();
-        let Self { shelf, effects, .. } = self;
-        shelf.files.retain(|file, shelved| {
-            let stays = needed.contains(file) || !shelved.clients.is_empty();
-            if !stays {
-                effects.push(Effect::Forget(*file));
+        let mut idle = Vec::new();
+        for (file, shelved) in &mut self.shelf.files {
+            if needed.contains(file) || !shelved.clients.is_empty() {
+                shelved.used = self.now;
+            } else {
+                idle.push((shelved.used, *file, shelved.bytes));
             }
-            stays
-        });
+        }
+        idle.sort_unstable();
+        let mut all = 0;
+        for (count, (used, file, bytes)) in idle.into_iter().rev().enumerate() {
+            all += bytes;
+            let old = self.now.saturating_sub(used) >= IDLE_PATIENCE;
+            if old || all > IDLE_BYTES_MAX || count >= IDLE_FILES_MAX {
+                self.shelf.files.remove(&file);
+                self.effects.push(Effect::Forget(file));
+            }
+        }
     }
 }
 
@@ -313,7 +339,8 @@ mod tests {
     }
 
     fn forgotten(director: &mut Director) -> bool {
-        director.tick(START);
+        let after = director.now + IDLE_PATIENCE;
+        director.tick(after);
         director.effects().contains(&Effect::Forget(FILE))
     }
 
@@ -338,9 +365,36 @@ mod tests {
         director.wants_file(2, FILE);
         director.client_left(CLIENT, START);
         assert!(fault(&mut director).is_some() && !forgotten(&mut director), "another client");
-        director.client_left(2, START);
+        director.client_left(2, director.now);
+        director.tick(director.now);
+        assert!(director.wants_file(CLIENT, FILE), "idle, and there");
+        director.client_left(CLIENT, director.now);
         assert!(forgotten(&mut director));
         assert!(!director.wants_file(CLIENT, FILE));
+    }
+
+    #[test]
+    fn of_too_many_idle_files_those_stay_that_were_needed_last() {
+        let mut director = Director::default();
+        let files = [1, 2, 3].map(|number| FileDigest([number; 32]));
+        for (file, second) in files.into_iter().zip(1..) {
+            let now = Duration::from_secs(second);
+            director.file_came(CLIENT, file, IDLE_BYTES_MAX / 2);
+            director.client_left(CLIENT, now);
+            director.tick(now);
+        }
+        let there =
+            |director: &Director| files.map(|file| director.shelf.files.contains_key(&file));
+        assert_eq!(there(&director), [false, true, true]);
+        director.wants_file(CLIENT, files[1]);
+        director.tick(Duration::from_secs(4));
+        director.client_left(CLIENT, Duration::from_secs(4));
+        director.file_came(2, files[0], IDLE_BYTES_MAX / 2);
+        director.tick(Duration::from_secs(5));
+        assert_eq!(there(&director), [true; 3], "a client is there");
+        director.client_left(2, Duration::from_secs(5));
+        director.tick(Duration::from_secs(5));
+        assert_eq!(there(&director), [true, true, false]);
     }
 
     #[test]
@@ -394,9 +448,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_at_the_start_and_needed_by_nobody_goes() {
+    fn what_is_found_at_the_start_and_needed_by_nobody_is_idle() {
         let mut director = Director::default();
         director.files_found(vec![(FILE, 9)]);
+        director.tick(START);
+        assert!(director.effects().is_empty());
         assert!(forgotten(&mut director));
         director.files_found(vec![(FILE, 9)]);
         director.shelf.keep_all();

@@ -2,7 +2,9 @@
 
 use super::bands::{GAIN_MIN, slowest, split_by_speed};
 use super::cost::Forecast;
-use protocol::job::CfgSplit;
+use super::invalid;
+use protocol::Fault;
+use protocol::job::{CfgSplit, Field, JobSpec};
 use protocol::plan::{Band, BandError, Branch, RANKS_MAX};
 
 /// The image's rows, and the workers that are to share it.
@@ -51,6 +53,17 @@ pub enum ShareError {
     /// Two branches were asked for of one worker.
     #[error("--cfg-split on needs two workers or more; there is one")]
     OneWorker,
+}
+
+impl ShareError {
+    /// Why an image cannot be rendered as asked.
+    pub(super) fn fault(&self, spec: &JobSpec) -> Fault {
+        let fault = invalid(format!("{}x{}: {self}", spec.width, spec.height));
+        match self {
+            Self::Rows(_) => fault,
+            Self::NotGuided | Self::OneWorker => fault.about(Field::CfgSplit),
+        }
+    }
 }
 
 /// The most ranks that can have a part in an image of `units` row units.

@@ -1,6 +1,7 @@
 //! Over what workers exchange, and why over nothing nearer.
 
 use super::Candidate;
+use protocol::job::Field;
 use protocol::message::PairView;
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{Fabric, Member, Plan, nearest, shared};
@@ -12,7 +13,8 @@ pub(super) fn check(plan: &Plan, workers: &[&Candidate]) -> Result<(), Fault> {
         for (peer, other) in plan.ranks().zip(workers).skip(rank.index() + 1) {
             if !exchange(plan, rank, peer) {
                 let cause = none_shared(one, other, &plan.fabrics);
-                return Err(Fault::new(FaultKind::InvalidRequest, cause));
+                let field = (!plan.fabrics.is_empty()).then_some(Field::Fabrics);
+                return Err(Fault { field, ..Fault::new(FaultKind::InvalidRequest, cause) });
             }
         }
     }

@@ -3,8 +3,8 @@
 use super::invalid;
 use protocol::Fault;
 use protocol::job::{
-    Init, JobRequest, JobSpec, LORA_NAME_BYTES_MAX, LORA_SCALE_MAX, LORAS_MAX, Lora, ModelCard,
-    Parallelism,
+    Field, Init, JobRequest, JobSpec, LORA_NAME_BYTES_MAX, LORA_SCALE_MAX, LORAS_MAX, Lora,
+    ModelCard, Parallelism,
 };
 
 /// How much of a picture is changed if nobody says, as diffusers has it for each family.
@@ -12,12 +12,32 @@ const STRENGTH_SDXL: f32 = 0.3;
 /// The same for other families.
 const STRENGTH_SD: f32 = 0.8;
 
+/// Checks what no model takes.
+///
+/// # Errors
+/// `InvalidRequest` names the value that cannot be used, and what can.
+pub fn check_given(request: &JobRequest) -> Result<(), Fault> {
+    if let Some(strength) = request.init.as_ref().and_then(|init| init.strength) {
+        check_strength(strength)?;
+    }
+    loras(request).map(drop)
+}
+
+fn check_strength(strength: f32) -> Result<(), Fault> {
+    if strength > 0.0 && strength <= 1.0 {
+        return Ok(());
+    }
+    let cause = format!("the strength {strength} cannot be used; use more than 0, up to 1");
+    Err(invalid(cause).about(Field::Strength))
+}
+
 /// The LoRA files asked for, if they can be used.
 pub(super) fn loras(request: &JobRequest) -> Result<Vec<Lora>, Fault> {
+    let wrong = |cause: String| Err(invalid(cause).about(Field::Loras));
     let loras = &request.loras;
     if loras.len() > LORAS_MAX {
         let cause = format!("{} LoRA files; at most {LORAS_MAX} are added up", loras.len());
-        return Err(invalid(cause));
+        return wrong(cause);
     }
     for lora in loras {
         if lora.name.len() > LORA_NAME_BYTES_MAX {
@@ -26,13 +46,13 @@ pub(super) fn loras(request: &JobRequest) -> Result<Vec<Lora>, Fault> {
                 lora.file,
                 lora.name.len()
             );
-            return Err(invalid(cause));
+            return wrong(cause);
         }
         if !(-LORA_SCALE_MAX..=LORA_SCALE_MAX).contains(&lora.scale) {
-            return Err(invalid(format!(
+            return wrong(format!(
                 "the scale {} of the LoRA {} cannot be used; use -{LORA_SCALE_MAX} to {LORA_SCALE_MAX}",
                 lora.scale, lora.name
-            )));
+            ));
         }
     }
     if !loras.is_empty() && request.parallelism == Parallelism::Tensor {
@@ -54,20 +74,18 @@ pub(super) fn init(
             "the model {} takes no picture to begin with: its VAE is stored without an encoder",
             card.name
         );
-        return Err(invalid(cause));
+        return Err(invalid(cause).about(Field::Init));
     }
     let default = if card.family == "sdxl" { STRENGTH_SDXL } else { STRENGTH_SD };
     let strength = wish.strength.unwrap_or(default);
-    if !(strength > 0.0 && strength <= 1.0) {
-        let cause = format!("the strength {strength} cannot be used; use more than 0, up to 1");
-        return Err(invalid(cause));
-    }
+    check_strength(strength)?;
     let init = Init { file: wish.file, strength };
     if init.skipped_steps(steps) >= steps {
-        return Err(invalid(format!(
+        let cause = format!(
             "of {steps} steps a strength of {strength} leaves none: take at least {} steps, or more strength",
             (1..=1_000_000).find(|more| init.skipped_steps(*more) < *more).unwrap_or(steps)
-        )));
+        );
+        return Err(invalid(cause).about(Field::Strength));
     }
     Ok(Some(init))
 }
@@ -90,7 +108,10 @@ pub(super) fn size(request: &JobRequest, card: &ModelCard) -> (u32, u32) {
 mod tests {
     use super::super::settle;
     use super::super::tests::{card, request};
-    use protocol::job::{FileDigest, Init, InitWish, JobRequest, JobSpec, Lora, Mode, Parallelism};
+    use super::check_given;
+    use protocol::job::{
+        Field, FileDigest, Init, InitWish, JobRequest, JobSpec, Lora, Mode, Parallelism,
+    };
     use protocol::{Fault, FaultKind};
 
     fn wish(strength: Option<f32>) -> Option<InitWish> {
@@ -102,7 +123,10 @@ mod tests {
     }
 
     fn refused(request: JobRequest) -> String {
+        // Whether or not a model is known; but what depends on one is refused by it alone.
+        let early = check_given(&request);
         let fault = settled(request).unwrap_err();
+        assert!(early.is_ok() || early == Err(fault.clone()));
         assert_eq!(fault.kind, FaultKind::InvalidRequest);
         fault.cause
     }
@@ -128,7 +152,10 @@ mod tests {
     #[test]
     fn a_strength_out_of_range_is_refused() {
         for strength in [0.0, -0.5, 1.01, f32::NAN] {
-            let cause = refused(JobRequest { init: wish(Some(strength)), ..request() });
+            let asked = JobRequest { init: wish(Some(strength)), ..request() };
+            let early = check_given(&asked).unwrap_err();
+            assert_eq!(early.field, Some(Field::Strength));
+            let cause = refused(asked);
             assert!(cause.contains("strength"), "{cause}");
         }
         let asked = JobRequest { init: wish(Some(0.3)), steps: Some(3), ..request() };

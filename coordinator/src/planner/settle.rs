@@ -2,7 +2,7 @@
 
 use super::{given, invalid};
 use protocol::Fault;
-use protocol::job::{Dtype, JobRequest, JobSpec, Mode, ModelCard, Wire};
+use protocol::job::{Dtype, Field, JobRequest, JobSpec, Mode, ModelCard, Wire};
 use protocol::plan::SIDE_MAX;
 
 /// Sampler steps when none are asked for: enough for every sampler we have.
@@ -23,23 +23,27 @@ pub const GUIDANCE_MAX: f32 = 100.0;
 /// `InvalidRequest` names the value that cannot be rendered, and what can.
 pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSpec, Fault> {
     check_cluster(request, card)?;
-    let texts = [("prompt", Some(&request.prompt)), ("negative prompt", request.negative.as_ref())];
-    for (what, text) in texts {
+    let texts = [
+        ("prompt", Field::Prompt, Some(&request.prompt)),
+        ("negative prompt", Field::Negative, request.negative.as_ref()),
+    ];
+    for (what, field, text) in texts {
         let bytes = text.map_or(0, String::len);
         if bytes > PROMPT_BYTES_MAX {
             let cause =
                 format!("the {what} has {bytes} bytes; at most {PROMPT_BYTES_MAX} are read");
-            return Err(invalid(cause));
+            return Err(invalid(cause).about(field));
         }
     }
     let steps = request.steps.unwrap_or(STEPS_DEFAULT);
     if !(1..=STEPS_MAX).contains(&steps) {
-        return Err(invalid(format!("{steps} steps cannot be taken; take 1 to {STEPS_MAX}")));
+        let cause = format!("{steps} steps cannot be taken; take 1 to {STEPS_MAX}");
+        return Err(invalid(cause).about(Field::Steps));
     }
     let guidance = request.guidance.unwrap_or(card.guidance);
     if !(0.0..=GUIDANCE_MAX).contains(&guidance) {
         let cause = format!("guidance {guidance} cannot be used; use 0 to {GUIDANCE_MAX}");
-        return Err(invalid(cause));
+        return Err(invalid(cause).about(Field::Guidance));
     }
     let unit = card.vae_factor * card.row_unit;
     let init = given::init(request, card, steps)?;
@@ -48,8 +52,8 @@ pub fn settle(request: &JobRequest, card: &ModelCard, seed: u64) -> Result<JobSp
     Ok(JobSpec {
         prompt: request.prompt.clone(),
         negative: request.negative.clone(),
-        width: check_side("width", request.width.unwrap_or(width), unit)?,
-        height: check_side("height", request.height.unwrap_or(height), unit)?,
+        width: check_side(Field::Width, request.width.unwrap_or(width), unit)?,
+        height: check_side(Field::Height, request.height.unwrap_or(height), unit)?,
         steps,
         guidance,
         seed: request.seed.unwrap_or(seed),
@@ -76,21 +80,25 @@ fn mode_for(steps: u32) -> Mode {
 fn check_cluster(request: &JobRequest, card: &ModelCard) -> Result<(), Fault> {
     if let Some(model) = request.model.as_ref().filter(|model| **model != card.name) {
         let cause = format!("the workers hold the model `{}`, not `{model}`", card.name);
-        return Err(invalid(cause));
+        return Err(invalid(cause).about(Field::Model));
     }
     match request.dtype {
-        Some(dtype) if dtype != Dtype::Auto && dtype != card.dtype => Err(invalid(format!(
-            "the workers hold their weights as {}, not {dtype}: start them with --dtype {dtype}",
-            card.dtype
-        ))),
+        Some(dtype) if dtype != Dtype::Auto && dtype != card.dtype => {
+            let cause = format!(
+                "the workers hold their weights as {}, not {dtype}: start them with --dtype {dtype}",
+                card.dtype
+            );
+            Err(invalid(cause).about(Field::Dtype))
+        }
         _ => Ok(()),
     }
 }
 
-fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
+fn check_side(field: Field, side: u32, unit: u32) -> Result<u32, Fault> {
+    let (what, wrong) = (field.path(), |cause| Err(invalid(cause).about(field)));
     let most = SIDE_MAX / unit * unit;
     if side > most {
-        return Err(invalid(format!("{what} {side} is too large; the largest is {most}")));
+        return wrong(format!("{what} {side} is too large; the largest is {most}"));
     }
     if side > 0 && side.is_multiple_of(unit) {
         return Ok(side);
@@ -102,5 +110,5 @@ fn check_side(what: &str, side: u32, unit: u32) -> Result<u32, Fault> {
         _ if above > most => format!("the nearest is {below}"),
         _ => format!("the nearest are {below} and {above}"),
     };
-    Err(invalid(format!("{what} {side} is not a multiple of {unit}; {nearest}")))
+    wrong(format!("{what} {side} is not a multiple of {unit}; {nearest}"))
 }

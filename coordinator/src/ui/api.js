@@ -4,6 +4,8 @@ import { load, save } from "./store.js";
 
 // A call that takes longer is as good as unanswered.
 const PATIENCE_MS = 15000;
+// A file may be large, and the way slow.
+const FILE_PATIENCE_MS = 3600000;
 
 // What the coordinator refused, and why.
 export class Refusal extends Error {
@@ -54,18 +56,19 @@ export function write(body) {
   return JSON.stringify(body).replace(/"seed":"(\d+)"/g, '"seed":$1');
 }
 
-async function send(method, path, body, headers) {
+async function request(method, path, body, headers) {
   const given = key();
+  const isFile = body instanceof Blob;
   try {
     return await fetch(path, {
       method,
-      body: body === undefined ? undefined : write(body),
+      body: body === undefined || isFile ? body : write(body),
       headers: {
-        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+        ...(body === undefined ? {} : { "Content-Type": isFile ? "application/octet-stream" : "application/json" }),
         ...(given ? { Authorization: `Bearer ${given}` } : {}),
         ...headers,
       },
-      signal: AbortSignal.timeout(PATIENCE_MS),
+      signal: AbortSignal.timeout(isFile ? FILE_PATIENCE_MS : PATIENCE_MS),
       cache: "no-store",
     });
   } catch {
@@ -82,7 +85,7 @@ function unlocked(wrong) {
 
 export async function call(method, path, body, headers = {}) {
   const tried = key();
-  const response = await send(method, path, body, headers);
+  const response = await request(method, path, body, headers);
   be(false);
   if (response.status === 401 && (key() !== tried || (await unlocked(Boolean(tried))))) {
     return call(method, path, body, headers);
@@ -103,6 +106,11 @@ export const cancel = (id) => call("DELETE", `/v1/jobs/${id}`);
 export const cluster = () => call("GET", "/v1/cluster");
 export const models = () => call("GET", "/v1/models").then((answer) => answer.data);
 export const submit = (request, once) => call("POST", "/v1/jobs", request, { "Idempotency-Key": once });
+
+// Sends a file that jobs are to be rendered with.
+export const send = (file) => call("POST", "/v1/files", file);
+export const file = (id) => call("GET", `/v1/files/${id}`);
+export const picture = (id) => address(`/v1/files/${id}/picture`);
 
 export function jobs(states, limit, before) {
   const query = new URLSearchParams({ state: states.join(","), limit });

@@ -39,6 +39,8 @@ export function settings(job) {
   if (of.parallelism && of.parallelism !== "patch") rows.push(["Parallelism", of.parallelism]);
   if (job.priority && job.priority !== "normal") rows.push(["Priority", job.priority]);
   if (of.negative) rows.push(["Without", of.negative]);
+  if (of.init) rows.push(["Begins with", `a picture, strength ${of.init.strength ?? "of the model's family"}`]);
+  for (const lora of of.loras ?? []) rows.push(["LoRA", `${lora.name ?? lora.file} × ${lora.scale}`]);
   if (job.model) rows.push(["Model", job.model]);
   return rows;
 }

@@ -3,10 +3,13 @@
 import * as api from "./api.js";
 import { $, $$, announce, el, say } from "./dom.js";
 import { count, sentence } from "./format.js";
+import { Given, givenOf } from "./given.js";
 import { load, save } from "./store.js";
 
 const TEXTS = ["prompt", "negative", "seed", "scheduler", "mode", "cfg_split", "wire", "priority"];
 const NUMBERS = ["steps", "guidance", "workers"];
+// What is remembered as it stands, and said in its own way.
+const OTHERS = ["warmup", "width", "height", "init.strength"];
 const CHECKS = ["deterministic", "profile"];
 
 // What a request may say that the form has no field for, with what is meant when nothing is said: taken from a job that is to
@@ -55,6 +58,7 @@ export class Form {
     this.size = "own";
     // The submission that is under way or was not answered: sent again, it makes no second job.
     this.pending = null;
+    this.given = new Given(() => this.givenChanged(), (name, message) => (message ? this.blame(name, message) : this.clear(name)));
     this.presets();
     this.recall(load("form") ?? {});
     this.listen();
@@ -121,14 +125,14 @@ export class Form {
   }
 
   remember() {
-    const values = { size: this.size, advanced: $("#advanced").open, further: this.further };
-    for (const name of [...TEXTS, ...NUMBERS, "warmup", "width", "height"]) values[name] = this.field(name).value;
+    const values = { size: this.size, advanced: $("#advanced").open, further: this.further, given: this.given.memory() };
+    for (const name of [...TEXTS, ...NUMBERS, ...OTHERS]) values[name] = this.field(name).value;
     for (const name of CHECKS) values[name] = this.field(name).checked;
     save("form", values);
   }
 
   recall(values) {
-    for (const name of [...TEXTS, ...NUMBERS, "warmup", "width", "height"]) this.set(name, values[name] ?? "");
+    for (const name of [...TEXTS, ...NUMBERS, ...OTHERS]) this.set(name, values[name] ?? "");
     this.field("deterministic").checked = values.deterministic ?? false;
     this.field("profile").checked = values.profile ?? true;
     $("#advanced").open = values.advanced ?? false;
@@ -136,6 +140,7 @@ export class Form {
     this.showFurther(values.further ?? {});
     this.showRandom();
     this.explain();
+    this.given.recall(values.given);
   }
 
   // Sets a field. A choice that is not known yet, as of a model that is still to join, becomes one.
@@ -173,6 +178,20 @@ export class Form {
     $("#random").setAttribute("aria-pressed", String(!this.field("seed").value));
   }
 
+  givenChanged() {
+    this.showOwn();
+    this.remember();
+  }
+
+  // Whose size it is if no other is chosen: the picture's that the image begins with, if there is one.
+  showOwn() {
+    const { picture } = this.given;
+    const label = $('[data-preset="own"]');
+    say($("b", label), picture ? "Picture's" : "Model's own");
+    const size = picture?.width ? [picture.width, picture.height] : this.model && sizeOf(PRESETS[0], this.model);
+    if (size) say($("small", label), size.join(" × "));
+  }
+
   // What the cluster's model makes of what is left open.
   know(model) {
     if (!model || (this.model && model.digest === this.model.digest)) return;
@@ -186,6 +205,7 @@ export class Form {
       label.hidden = sizes.has(size) && this.size !== preset.name;
       sizes.add(size);
     }
+    this.showOwn();
     for (const side of ["width", "height"]) {
       this.field(side).step = model.row_unit_pixels;
       this.field(side).min = model.row_unit_pixels;
@@ -213,7 +233,7 @@ export class Form {
     const warmup = this.field("warmup").value.trim();
     if (warmup) request.warmup = /^\d+$/.test(warmup) ? Number(warmup) : warmup;
     for (const name of CHECKS) if (this.field(name).checked) request[name] = true;
-    return { ...request, ...this.pixels() };
+    return { ...request, ...this.pixels(), ...this.given.request(this.field("init.strength").value) };
   }
 
   pixels() {
@@ -222,6 +242,7 @@ export class Form {
       return Object.fromEntries(sides.map((side) => [side, Number(this.field(side).value)]));
     }
     const preset = PRESETS.find((preset) => preset.name === this.size);
+    // With a picture its size is meant, if no other is chosen.
     if (preset.name === "own" || !this.model) return {};
     const [width, height] = sizeOf(preset, this.model);
     return { width, height };
@@ -231,12 +252,12 @@ export class Form {
   flaw() {
     if (!this.field("prompt").value.trim()) return ["prompt", "Say what the image shows."];
     if (!/^\d*$/.test(this.field("seed").value.trim())) return ["seed", "A seed is a whole number; leave it empty for a random one."];
-    const number = [...NUMBERS, "width", "height"].find((name) => this.field(name).validity.badInput);
+    const number = [...NUMBERS, "width", "height", "init.strength"].find((name) => this.field(name).validity.badInput);
     if (number) return [number, "This is not a number."];
     if (!this.model && !["own", "custom"].includes(this.size)) {
       return ["width", "The model's size is known once a worker has joined. Choose a custom size, or the model's own."];
     }
-    return null;
+    return this.given.flaw();
   }
 
   async submit() {
@@ -281,6 +302,9 @@ export class Form {
 
   // Says what is wrong next to the field that it is about, if there is one.
   blame(name, message) {
+    // Of what is inside a field, as `loras[0].file`, that field is told.
+    const places = name ? [name, name.split(/[.[]/)[0]] : [];
+    name = places.find((place) => $(`#error-${CSS.escape(place)}`)) ?? name;
     const place = name && $(`#error-${CSS.escape(name)}`);
     const field = place && this.field(name);
     if (!field) return this.answer(name ? `${name}: ${message}` : message, true);
@@ -323,6 +347,8 @@ export class Form {
     const values = { ...kept, deterministic: Boolean(asked.deterministic), seed: String(job.seed) };
     for (const name of ["prompt", "negative", "scheduler", "mode", "wire", ...NUMBERS]) values[name] = asked[name] ?? "";
     if (asked.cfg_split && asked.cfg_split !== "auto") values.cfg_split = asked.cfg_split;
+    values["init.strength"] = asked.init?.strength ?? "";
+    values.given = givenOf(asked);
     if (asked.warmup !== undefined && asked.warmup !== 4) values.warmup = asked.warmup;
     const isFurther = ([name, usual]) => asked[name] !== undefined && String(asked[name]) !== String(usual);
     values.further = Object.fromEntries(Object.entries(FURTHER).filter(isFurther).map(([name]) => [name, asked[name]]));

@@ -9,9 +9,9 @@ use proptest::option;
 use proptest::prelude::*;
 use protocol::identity::Fingerprint;
 use protocol::job::{
-    Bands, CfgSplit, Decode, Dtype, FileDigest, GnVariance, Init, InitWish, JobRequest, JobSpec,
-    Lora, Mode, ModelCard, ModelWork, Parallelism, PreviewMap, Priority, Scheduler, Terms, Warmup,
-    Wire,
+    Bands, CfgSplit, Decode, Dtype, Field, FileDigest, GnVariance, Init, InitWish, JobRequest,
+    JobSpec, Lora, Mode, ModelCard, ModelWork, Parallelism, PreviewMap, Priority, Scheduler, Terms,
+    Warmup, Wire,
 };
 use protocol::message::{
     DataHead, Enrolment, FromClient, Greeting, Hello, JobStage, Join, Part, PeerAnswer, PeerHello,
@@ -48,12 +48,14 @@ fn fault() -> impl Strategy<Value = Fault> {
         FaultKind::UnknownJob,
         FaultKind::Conflict,
     ]);
-    (kinds, option::of(any::<u16>()), option::of(any::<u32>()), text()).prop_map(
-        |(kind, rank, call, cause)| Fault {
+    let field = option::of(prop::sample::select(Field::ALL));
+    (kinds, option::of(any::<u16>()), option::of(any::<u32>()), field, text()).prop_map(
+        |(kind, rank, call, field, cause)| Fault {
             kind,
             rank: rank.map(Rank),
             call: call.map(Call),
             peer: call.map(|_| Rank(3)),
+            field,
             cause,
         },
     )

@@ -3,6 +3,7 @@
 use super::super::Api;
 use super::super::body::read_json;
 use super::super::error::Refusal;
+use super::super::files::FileKind;
 use super::super::limits::BODY_BYTES_MAX;
 use super::words::{SAMPLERS, SCHEDULES, model_of};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -59,6 +60,17 @@ pub(in crate::api) async fn models(api: web::Data<Api>) -> Result<HttpResponse, 
     };
     let models: Vec<Value> = api.gauge().await?.0.model.into_iter().map(each).collect();
     Ok(HttpResponse::Ok().json(models))
+}
+
+/// The LoRA files that are there, by their ids.
+#[utoipa::path(
+    get, operation_id = "automatic_loras", path = "/sdapi/v1/loras", tag = "automatic1111",
+    responses((status = 200, description = "Those that POST /v1/files took in", content_type = "application/json", body = Vec<Object>), super::super::openapi::Refusals)
+)]
+pub(in crate::api) async fn loras(api: web::Data<Api>) -> Result<HttpResponse, Refusal> {
+    let files = api.files().await?.into_iter().filter(|file| file.kind == FileKind::Lora);
+    let each = |id: String| json!({ "name": id, "alias": id, "path": id, "metadata": {} });
+    Ok(HttpResponse::Ok().json(files.map(|file| each(file.id.to_string())).collect::<Vec<_>>()))
 }
 
 /// The options: which model is chosen.

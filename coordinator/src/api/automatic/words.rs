@@ -1,7 +1,10 @@
 //! A request in the web UI's words, and what it is in ours.
 
+mod given;
+
 use super::super::error::Refusal;
-use protocol::job::{JobRequest, Scheduler};
+use super::super::given::{InitBody, LoraBody};
+use protocol::job::{Field, JobRequest, Scheduler};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -25,7 +28,6 @@ pub(super) const SCHEDULES: &[&str] = &["Automatic", "Uniform", "Karras"];
 const WITHOUT_EFFECT: &[&str] = &[
     "comments",
     "denoising_strength",
-    "disable_extra_networks",
     "do_not_save_grid",
     "do_not_save_samples",
     "firstphase_height",
@@ -49,6 +51,7 @@ const WITHOUT_EFFECT: &[&str] = &[
 /// Further values that change nothing, beside null, false, 0 and what is empty.
 const NEUTRAL: &[(&str, f64)] = &[
     ("eta", 1.0),
+    ("initial_noise_multiplier", 1.0),
     ("refiner_switch_at", 1.0),
     ("s_noise", 1.0),
     ("s_min_uncond", 0.0),
@@ -56,10 +59,22 @@ const NEUTRAL: &[(&str, f64)] = &[
     ("seed_resize_from_w", -1.0),
 ];
 
+/// From what an image is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum From {
+    /// From its prompt.
+    Text,
+    /// From a picture as well.
+    Picture,
+}
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Words {
+    /// Without what it is to be given.
     pub(super) request: JobRequest,
+    pub(super) loras: Vec<LoraBody>,
+    pub(super) init: Option<InitBody>,
     /// How many images.
     pub(super) images: u32,
     /// Whether the answer has their files.
@@ -70,7 +85,13 @@ pub(super) struct Words {
 
 impl Words {
     /// Reads a request; what it asks for that there is not is refused by name.
-    pub(super) fn read(mut said: Map<String, Value>) -> Result<Self, Refusal> {
+    pub(super) fn read(mut said: Map<String, Value>, from: From) -> Result<Self, Refusal> {
+        let prompt: String = take(&mut said, "prompt")?.unwrap_or_default();
+        let (prompt, loras) = given::loras(&prompt)?;
+        let init = match from {
+            From::Text => None,
+            From::Picture => Some(given::init(&mut said)?),
+        };
         let older: Option<String> = take(&mut said, "sampler_index")?;
         let sampler = take(&mut said, "sampler_name")?.or(older);
         let schedule: Option<String> = take(&mut said, "scheduler")?;
@@ -92,14 +113,31 @@ impl Words {
             seed: seed.transpose()?,
             model: model(&mut said)?,
             scheduler,
-            ..JobRequest::new(take(&mut said, "prompt")?.unwrap_or_else(String::new))
+            ..JobRequest::new(prompt)
         };
         let each = take(&mut said, "batch_size")?.unwrap_or(1_u32);
         let times = take(&mut said, "n_iter")?.unwrap_or(1_u32);
         let sends = take(&mut said, "send_images")?.unwrap_or(true);
+        if from == From::Picture {
+            said.retain(|name, _| !given::WITHOUT_EFFECT.contains(&name.as_str()));
+        }
         said.iter().try_for_each(check_rest)?;
         let sampler = sampler.unwrap_or_else(|| "Automatic".to_owned());
-        Ok(Self { request, images: each.saturating_mul(times), sends, sampler })
+        let images = each.saturating_mul(times);
+        Ok(Self { request, loras, init, images, sends, sampler })
+    }
+}
+
+/// What a field of ours is called there.
+pub(super) fn word(field: Field) -> &'static str {
+    match field {
+        Field::Negative => "negative_prompt",
+        Field::Guidance => "cfg_scale",
+        Field::Model => "override_settings",
+        Field::Loras => "prompt",
+        Field::Init => "init_images",
+        Field::Strength => "denoising_strength",
+        ours => ours.path(),
     }
 }
 
@@ -186,7 +224,12 @@ mod tests {
 
     fn read(said: Value) -> Result<Words, Refusal> {
         let Value::Object(said) = said else { panic!("{said}") };
-        Words::read(said)
+        Words::read(said, From::Text)
+    }
+
+    fn read_picture(said: Value) -> Result<Words, Refusal> {
+        let Value::Object(said) = said else { panic!("{said}") };
+        Words::read(said, From::Picture)
     }
 
     #[test]
@@ -217,13 +260,46 @@ mod tests {
             ..JobRequest::new("a cat")
         };
         let (images, sends, sampler) = (4, true, "Euler a".to_owned());
-        assert_eq!(words, Words { request, images, sends, sampler });
+        let (loras, init) = (Vec::new(), None);
+        assert_eq!(words, Words { request, loras, init, images, sends, sampler });
+    }
+
+    #[test]
+    fn a_picture_is_begun_with_if_it_is_one_and_whole() {
+        // What the package `webuiapi` sends beside what it says of text.
+        let said = json!({
+            "init_images": ["YWJj"], "resize_mode": 0, "denoising_strength": 0.5, "mask_blur": 4, "inpainting_fill": 0,
+            "inpaint_full_res": true, "inpaint_full_res_padding": 0, "inpainting_mask_invert": 0, "image_cfg_scale": 1.5,
+            "initial_noise_multiplier": 1, "include_init_images": false, "width": 64,
+        });
+        let words = read_picture(said.clone()).unwrap();
+        let init = InitBody { file: None, data: Some("YWJj".to_owned()), strength: Some(0.5) };
+        assert_eq!((words.init, words.request.width), (Some(init), Some(64)));
+        let bare = read_picture(json!({"init_images": ["YWJj"]})).unwrap();
+        assert_eq!(bare.init.unwrap().strength, Some(0.75));
+        for (name, value) in [
+            ("mask", json!("YWJj")),
+            ("resize_mode", json!(1)),
+            ("init_images", json!(["YWJj", "YWJj"])),
+            ("init_images", json!([])),
+            ("init_images", json!("YWJj")),
+            ("initial_noise_multiplier", json!(1.1)),
+        ] {
+            let mut said = said.clone();
+            said[name] = value;
+            let refused = read_picture(said).unwrap_err();
+            assert_eq!(refused.param.as_deref(), Some(name), "{refused}");
+        }
+        let refused = read(json!({"init_images": ["YWJj"]})).unwrap_err();
+        assert_eq!(refused.param.as_deref(), Some("init_images"));
     }
 
     #[test]
     fn what_changes_an_image_and_is_not_there_is_refused_by_name() {
         for (name, value) in [
             ("enable_hr", json!(true)),
+            ("disable_extra_networks", json!(true)),
+            ("prompt", json!("a cat <lora:ink:1>")),
             ("tiling", json!(true)),
             ("styles", json!(["vivid"])),
             ("eta", json!(0.5)),

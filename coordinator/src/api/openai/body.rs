@@ -4,7 +4,7 @@ use super::super::error::Refusal;
 use super::super::image::Format;
 use super::super::limits::IMAGES_MAX;
 use super::super::schema;
-use protocol::job::{JobRequest, Scheduler};
+use protocol::job::{Field, JobRequest, Scheduler};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -178,6 +178,17 @@ impl ImagesBody {
     /// How images are told of, if one way is named.
     pub(super) fn response_format(&self) -> Option<ResponseFormat> {
         self.response_format
+    }
+}
+
+/// What a field of ours is called there.
+pub(super) fn word(field: Field) -> &'static str {
+    match field {
+        Field::Negative => "negative_prompt",
+        Field::Width | Field::Height => "size",
+        Field::Steps => "num_inference_steps",
+        Field::Guidance => "guidance_scale",
+        ours => ours.path(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! An image as it comes to be, in the events that `OpenAI`'s clients read.
 
+use super::body::word;
 use super::{Commission, named};
 use crate::api::Api;
 use crate::api::error::Refusal;
@@ -71,7 +72,9 @@ impl Told {
                     }
                 }
                 Event::Finished { .. } => return Some(self.completed(payload).await),
-                Event::Failed { fault } => return Some(self.failed(&fault.into())),
+                Event::Failed { fault } => {
+                    return Some(self.failed(&Refusal::from(fault).in_words(word)));
+                }
                 _ => {}
             }
         }

@@ -9,7 +9,7 @@ use tests::cluster::{
 use tests::fixture::given;
 
 /// Synchronous, so that its bits depend on nothing but what was asked for.
-const JOB: [&str; 7] = [
+pub(super) const JOB: [&str; 7] = [
     "red apple",
     "--json",
     "--seed=1",
@@ -28,7 +28,7 @@ const LAYERS: [(&str, usize, usize); 4] = [
 ];
 
 /// A LoRA of rank `rank` for emoji-xl, in `folder`: several parts long.
-fn lora(folder: &Path, rank: usize) -> PathBuf {
+pub(super) fn lora(folder: &Path, rank: usize) -> PathBuf {
     let values = |count: usize, size: f32| -> Vec<u8> {
         let values = (0..count).map(|at| ((at * 7919 % 1009) as f32 / 1009.0 - 0.5) * size);
         values.flat_map(f32::to_le_bytes).collect()
@@ -61,14 +61,14 @@ fn lora(folder: &Path, rank: usize) -> PathBuf {
 }
 
 /// The last event of a job that ends well.
-fn finished(job: &mut Process) -> Value {
+pub(super) fn finished(job: &mut Process) -> Value {
     assert_eq!(job.wait(), Some(0), "{}", job.output());
     let events = job.events();
     let found = events.into_iter().find(|(_, event)| event["event"] == "finished");
     found.unwrap_or_else(|| panic!("{}", job.output())).1
 }
 
-fn latent(cluster: &Cluster, arguments: &[&str]) -> String {
+pub(super) fn latent(cluster: &Cluster, arguments: &[&str]) -> String {
     let job = finished(&mut cluster.submit(&[&JOB[..], arguments].concat()));
     job["latent"].as_str().unwrap().to_owned()
 }

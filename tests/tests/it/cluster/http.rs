@@ -2,6 +2,7 @@
 
 mod access;
 mod asking;
+mod files;
 mod images;
 mod page;
 mod service;

@@ -158,8 +158,12 @@ fn a_cluster_is_described_with_its_model() {
     assert_eq!(cluster["pairs"][0]["fabric"], "shm");
     let unit = u32::try_from(model["row_unit_pixels"].as_u64().unwrap()).unwrap();
     let odd = http.post("/v1/jobs", &json!({"prompt": "a", "width": unit + 1}));
-    wrong(&odd, 400, "invalid_request", None);
+    wrong(&odd, 400, "invalid_request", Some("width"));
     assert!(odd.message().contains("multiple"), "{odd:?}");
+    let size = json!({"prompt": "a", "size": format!("{unit}x{}", unit + 1)});
+    wrong(&http.post("/v1/images/generations", &size), 400, "invalid_request", Some("size"));
+    let other = json!({"prompt": "a", "model": "other"});
+    wrong(&http.post("/v1/jobs", &other), 400, "invalid_request", Some("model"));
 }
 
 #[test]
