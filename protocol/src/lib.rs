@@ -21,7 +21,7 @@ pub use id::{Call, Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
 
 /// The version of everything that crosses a wire. Processes with different numbers refuse each
 /// other; it changes whenever a message, a plan or the meaning of a slot changes.
-pub const WIRE_VERSION: u16 = 8;
+pub const WIRE_VERSION: u16 = 9;
 
 /// The release of this build, named in refusals next to [`WIRE_VERSION`].
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

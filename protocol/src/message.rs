@@ -20,5 +20,5 @@ pub use profile::{Profile, Span, Work};
 pub use trace::{JobTrace, PartTrace, RunTrace};
 pub use view::{
     BandView, ClusterView, JobRecord, JobResult, JobStage, JobView, LinkView, PairView, Part,
-    RecoveryView, WaitView, WorkerView,
+    RecoveryView, Traffic, WaitView, WorkerView,
 };

@@ -22,7 +22,7 @@ pub use band::{Band, BandError, check_tiling, split_evenly};
 pub use fabric::{Fabric, Lack, Offer, SharedMemory, nearest, shared};
 pub use nccl::{COMMUNICATOR_ID_BYTES, Collectives, NcclDevice, Operation, Step};
 pub use shard::Shard;
-pub use slot::{Ask, Digest, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
+pub use slot::{Ask, Digest, Kind, SiteSpec, SlotSpec, SlotTable, Stage, rows_sent};
 pub use strip::{Axis, Strip};
 
 use crate::id::{Rank, RunId, WorkerId};

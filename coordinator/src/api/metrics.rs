@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::{self, Gauge};
 use prometheus_client::registry::Registry;
 use protocol::job::Priority;
 use protocol::message::ClusterView;
+use protocol::plan::{Fabric, Kind};
 use std::sync::atomic::AtomicU64;
 
 /// Names and values that tell figures of one name apart.
@@ -83,14 +84,27 @@ fn of_jobs(registry: &mut Registry, tallies: &Tallies) {
     let waited =
         "Seconds of them that the rank waited for peers that waited longest: exposed communication";
     seconds(registry, "waited_seconds", waited, tallies.waited_seconds);
-    count(
-        registry,
-        "posted_bytes",
-        "Bytes that ranks of finished jobs posted to peers",
-        tallies.posted_bytes,
-    );
+    of_exchange(registry, tallies);
     let lost = "Workers that left without being asked to";
     count(registry, "lost_workers", lost, tallies.workers_lost);
+}
+
+fn of_exchange(registry: &mut Registry, tallies: &Tallies) {
+    let posted = Family::<Labels, Counter>::default();
+    for (fabric, kinds) in Fabric::ALL.iter().zip(&tallies.posted_bytes) {
+        for (kind, bytes) in Kind::ALL.iter().zip(kinds).filter(|(_, bytes)| **bytes > 0) {
+            let labels =
+                vec![("fabric", fabric.name().to_owned()), ("kind", kind.name().to_owned())];
+            posted.get_or_create(&labels).inner().store(*bytes, ORDER);
+        }
+    }
+    registry.register("posted_bytes", "Bytes that ranks posted to peers", posted);
+    let read = Family::<Labels, Counter>::default();
+    for (age, values) in ["0", "1"].iter().zip(tallies.read) {
+        read.get_or_create(&vec![("age_calls", (*age).to_owned())]).inner().store(values, ORDER);
+    }
+    let help = "Values of peers that ranks read over links, by how many calls old they were: 1 is one or more";
+    registry.register("read_values", help, read);
 }
 
 fn of_workers(registry: &mut Registry, cluster: &ClusterView) {
@@ -169,8 +183,16 @@ mod tests {
             jobs: Vec::new(),
         };
         let (waiting, call_seconds) = ([0, 1, 2], 1.5);
-        let tallies =
-            Tallies { finished: 3, call_seconds, calls: 6, waiting, ..Tallies::default() };
+        let tallies = Tallies {
+            finished: 3,
+            call_seconds,
+            calls: 6,
+            waiting,
+            read: [5, 9],
+            ..Tallies::default()
+        };
+        let mut tallies = tallies;
+        tallies.posted_bytes[3][2] = 77;
         let mut text = String::new();
         prometheus_text::encode(&mut text, &registry(&cluster, &tallies)).unwrap();
         for line in [
@@ -179,6 +201,8 @@ mod tests {
             "tessera_queue_jobs{priority=\"high\"} 2",
             "tessera_ended_jobs_total{end=\"finished\"} 3",
             "tessera_calls_total 6",
+            "tessera_posted_bytes_total{fabric=\"quic\",kind=\"keys_values\"} 77",
+            "tessera_read_values_total{age_calls=\"1\"} 9",
             "tessera_call_seconds_total 1.5",
             "tessera_workers{state=\"busy\"} 0",
             "# TYPE tessera_call_seconds_total counter",

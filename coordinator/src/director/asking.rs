@@ -257,7 +257,8 @@ mod tests {
     use crate::director::fixture::{CLIENT, START, cluster, started};
     use crate::planner::tests::request;
     use protocol::job::{JobRequest, Priority, Terms};
-    use protocol::message::{ToCoordinator, ToWorker};
+    use protocol::message::{ToCoordinator, ToWorker, Traffic};
+    use protocol::plan::{Fabric, Kind};
 
     const WATCHER: ClientId = 2;
 
@@ -347,7 +348,7 @@ mod tests {
             calls: 2,
             took_us: 5,
             waited_us: 1,
-            posted_bytes: 0,
+            traffic: Traffic { posted: vec![(Fabric::Quic, Kind::Moments, 9)], read: [3, 4] },
             displaced: false,
             change: None,
             history: 0,

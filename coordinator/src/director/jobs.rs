@@ -353,6 +353,9 @@ impl Director {
         let job = active.job();
         let worker = active.run.plan().member(rank).map(|member| member.worker);
         active.recorder.heard(rank, &message, now);
+        if let ToCoordinator::Stepped { traffic, .. } = &message {
+            self.tallies.exchanged(traffic);
+        }
         match message {
             ToCoordinator::Failed { fault, unopened, .. } => match (fault.kind, worker) {
                 (FaultKind::WorkerLost, _) => self.break_off(fault),

@@ -3,7 +3,8 @@
 use super::Director;
 use protocol::FaultKind;
 use protocol::job::Priority;
-use protocol::message::Event;
+use protocol::message::{Event, Traffic};
+use protocol::plan::{Fabric, Kind};
 
 /// How often things happened; all but the last only rise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -30,8 +31,10 @@ pub struct Tallies {
     pub call_seconds: f64,
     /// Seconds of them that the rank waited for its peers that waited longest.
     pub waited_seconds: f64,
-    /// Bytes that ranks of finished jobs posted to their peers.
-    pub posted_bytes: u64,
+    /// Bytes that ranks posted to their peers, by [`Fabric::ALL`] and [`Kind::ALL`].
+    pub posted_bytes: [[u64; Kind::ALL.len()]; Fabric::ALL.len()],
+    /// Values of peers that ranks read over links: of the call they were in, and of an earlier one.
+    pub read: [u64; 2],
     /// Jobs that wait, of each priority in the order of [`Priority::ALL`].
     pub waiting: [u64; Priority::ALL.len()],
 }
@@ -45,12 +48,20 @@ impl Tallies {
         self.waited_seconds += waited;
     }
 
+    pub(super) fn exchanged(&mut self, traffic: &Traffic) {
+        for (fabric, kind, bytes) in &traffic.posted {
+            let fabrics = Fabric::ALL.iter().zip(&mut self.posted_bytes);
+            for (_, kinds) in fabrics.filter(|(known, _)| *known == fabric) {
+                let kinds = Kind::ALL.iter().zip(kinds);
+                kinds.filter(|(known, _)| *known == kind).for_each(|(_, sum)| *sum += bytes);
+            }
+        }
+        self.read.iter_mut().zip(traffic.read).for_each(|(sum, read)| *sum += read);
+    }
+
     pub(super) fn ended(&mut self, event: &Event) {
         match event {
-            Event::Finished { waits, .. } => {
-                self.finished += 1;
-                self.posted_bytes += waits.iter().map(|wait| wait.posted_bytes).sum::<u64>();
-            }
+            Event::Finished { .. } => self.finished += 1,
             Event::Failed { fault } if fault.kind == FaultKind::Cancelled => self.cancelled += 1,
             _ => self.failed += 1,
         }

@@ -214,7 +214,7 @@ impl RunState {
                 calls,
                 took_us,
                 waited_us,
-                posted_bytes,
+                traffic,
                 displaced,
                 change,
                 history,
@@ -222,7 +222,7 @@ impl RunState {
             } => {
                 self.calls = calls;
                 self.ranks[rank.index()].waited_us += waited_us;
-                self.ranks[rank.index()].posted_bytes += posted_bytes;
+                self.ranks[rank.index()].posted_bytes += traffic.posted_bytes();
                 if call > 0 {
                     self.ranks[rank.index()].computed_us += took_us.saturating_sub(waited_us);
                     self.ranks[rank.index()].calls += 1;
@@ -384,6 +384,8 @@ mod tests {
     use super::*;
     use crate::planner::tests::{plan, plan_as};
     use protocol::job::CfgSplit;
+    use protocol::message::Traffic;
+    use protocol::plan::{Fabric, Kind};
 
     fn stepped(state: &RunState, rank: u16, call: u32, fill: u8) -> (ToCoordinator, Bytes) {
         let geometry = state.plan.geometry;
@@ -394,7 +396,7 @@ mod tests {
             calls: 2,
             took_us: 1_000_000 * u64::from(rank + 1),
             waited_us: 500_000,
-            posted_bytes: 7,
+            traffic: Traffic { posted: vec![(Fabric::Tcp, Kind::Halo, 7)], read: [0; 2] },
             displaced: call > 0,
             change: None,
             history: 0,

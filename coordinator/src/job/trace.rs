@@ -67,11 +67,9 @@ impl Recorder {
                     self.add(PartTrace { phase: Phase::TextEncoding, took_us, ..part });
                 }
             }
-            ToCoordinator::Stepped {
-                call, took_us, waited_us, posted_bytes, displaced, ..
-            } => {
+            ToCoordinator::Stepped { call, took_us, waited_us, traffic, displaced, .. } => {
                 let (call, displaced, took_us) = (*call, *displaced, *took_us);
-                let (waited_us, posted_bytes) = (*waited_us, *posted_bytes);
+                let (waited_us, posted_bytes) = (*waited_us, traffic.posted_bytes());
                 self.add(PartTrace { call, displaced, took_us, waited_us, posted_bytes, ..part });
             }
             ToCoordinator::Decoded { took_us, waited_us, .. } => {
@@ -150,8 +148,10 @@ fn micros(duration: Duration) -> u64 {
 mod tests {
     use super::*;
     use protocol::codec::{CONTROL_BODY_BYTES_MAX, decode_body, encode_body};
+    use protocol::message::Traffic;
     use protocol::message::{Event, Span, Work};
     use protocol::plan::Branch;
+    use protocol::plan::{Fabric, Kind};
     use protocol::{RunId, codec};
 
     fn recorder(ranks: u16) -> Recorder {
@@ -170,7 +170,7 @@ mod tests {
             calls: 30,
             took_us: 300_000,
             waited_us: 20_000,
-            posted_bytes: 1 << 20,
+            traffic: Traffic { posted: vec![(Fabric::Shm, Kind::Halo, 1 << 20)], read: [0; 2] },
             displaced: true,
             change: None,
             history: 0,

@@ -2,7 +2,7 @@
 
 use super::Profile;
 use super::event::{Event, Phase, SiteReport};
-use super::view::{ClusterView, JobRecord, JobStage, Part};
+use super::view::{ClusterView, JobRecord, JobStage, Part, Traffic};
 use crate::fault::Fault;
 use crate::id::{JobId, Rank, RunId, WorkerId};
 use crate::identity::Token;
@@ -132,8 +132,8 @@ pub enum ToCoordinator {
         took_us: u64,
         /// How much of it the compute thread waited for peers.
         waited_us: u64,
-        /// Bytes posted to peers in the call.
-        posted_bytes: u64,
+        /// What was exchanged with peers in the call.
+        traffic: Traffic,
         /// Whether peers' values were one call old, or older.
         displaced: bool,
         /// How far keys and values moved since the call before, if the warm-up depends on it:

@@ -5,7 +5,7 @@ use crate::id::{JobId, Rank, WorkerId};
 use crate::identity::Fingerprint;
 use crate::job::{JobRequest, JobSpec, ModelCard, Priority};
 use crate::plan::netcheck::LinkFigures;
-use crate::plan::{Branch, Fabric, Geometry};
+use crate::plan::{Branch, Fabric, Geometry, Kind};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -54,6 +54,31 @@ pub struct WaitView {
     pub posted_bytes: u64,
     /// The most memory that was resident in its process during the job; 0 where its system does not tell.
     pub peak_bytes: u64,
+}
+
+/// What a rank exchanged with its peers in a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that it posted, by what they are and over which fabric: each pair once.
+    pub posted: Vec<(Fabric, Kind, u64)>,
+    /// How many values that peers sent over links it read: of this call, and of an earlier one.
+    pub read: [u64; 2],
+}
+
+impl Traffic {
+    /// Bytes that it posted.
+    #[must_use]
+    pub fn posted_bytes(&self) -> u64 {
+        self.posted.iter().map(|(_, _, bytes)| bytes).sum()
+    }
+
+    /// So many more bytes are posted.
+    pub fn post(&mut self, fabric: Fabric, kind: Kind, bytes: u64) {
+        match self.posted.iter_mut().find(|known| (known.0, known.1) == (fabric, kind)) {
+            Some((_, _, posted)) => *posted += bytes,
+            None => self.posted.push((fabric, kind, bytes)),
+        }
+    }
 }
 
 /// The cluster at one moment.

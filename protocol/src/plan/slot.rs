@@ -42,6 +42,57 @@ pub enum Ask {
     Communicator,
 }
 
+/// What crosses between ranks, as figures tell it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// Rows on either side of a band.
+    Halo,
+    /// Group statistics.
+    Moments,
+    /// Keys and values.
+    KeysValues,
+    /// Predictions of rows, or of strips.
+    Prediction,
+    /// Parts of sums.
+    Sum,
+    /// What keeps a run together: changes, latents, communicators.
+    Other,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: &[Self] =
+        &[Self::Halo, Self::Moments, Self::KeysValues, Self::Prediction, Self::Sum, Self::Other];
+
+    /// The name in figures.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Halo => "halo",
+            Self::Moments => "moments",
+            Self::KeysValues => "keys_values",
+            Self::Prediction => "prediction",
+            Self::Sum => "sum",
+            Self::Other => "other",
+        }
+    }
+}
+
+impl Ask {
+    /// What crosses for it.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Halo { .. } => Kind::Halo,
+            Self::Moments { .. } => Kind::Moments,
+            Self::Gather => Kind::KeysValues,
+            Self::Prediction | Self::Strip(_) => Kind::Prediction,
+            Self::Summand | Self::Sum => Kind::Sum,
+            Self::Change | Self::Latent | Self::Communicator => Kind::Other,
+        }
+    }
+}
+
 /// Which part of a run a site belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Stage {

@@ -15,11 +15,11 @@ use protocol::job::{
 };
 use protocol::message::{
     DataHead, Enrolment, FromClient, Greeting, Hello, JobStage, Join, Part, PeerAnswer, PeerHello,
-    Phase, Profile, Pulse, Resume, Role, Span, ToCoordinator, ToWorker, Work,
+    Phase, Profile, Pulse, Resume, Role, Span, ToCoordinator, ToWorker, Traffic, Work,
 };
 use protocol::plan::netcheck::LinkFigures;
 use protocol::plan::{
-    Band, Branch, Digest, Fabric, Geometry, Lack, Member, Offer, Plan, SharedMemory,
+    Band, Branch, Digest, Fabric, Geometry, Kind, Lack, Member, Offer, Plan, SharedMemory,
 };
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use std::net::{IpAddr, SocketAddr};
@@ -331,7 +331,9 @@ pub(crate) fn greeting() -> impl Strategy<Value = Greeting> {
 
 pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
     let stepped = (run_id(), any::<(u32, u32, u64, u64, u64)>()).prop_map(|(run, numbers)| {
-        let (call, calls, took_us, waited_us, posted_bytes) = numbers;
+        let (call, calls, took_us, waited_us, bytes) = numbers;
+        let posted = vec![(Fabric::Tcp, Kind::Halo, bytes), (Fabric::Nccl, Kind::KeysValues, 1)];
+        let traffic = Traffic { posted, read: [waited_us, took_us] };
         let (displaced, change) = (call % 2 == 0, (calls % 2 == 0).then_some(0.5));
         ToCoordinator::Stepped {
             run,
@@ -339,7 +341,7 @@ pub(crate) fn to_coordinator() -> impl Strategy<Value = ToCoordinator> {
             calls,
             took_us,
             waited_us,
-            posted_bytes,
+            traffic,
             displaced,
             change,
             history: 3,

@@ -350,7 +350,7 @@ impl<'a> BandRun<'a> {
             calls,
             took_us: micros(took),
             waited_us: micros(spent.waited),
-            posted_bytes: spent.posted_bytes,
+            traffic: spent.traffic,
             displaced: self.staleness.displaced(),
             change: self.staleness.change(),
             history: u8::try_from(history.len()).unwrap_or(u8::MAX),

@@ -16,7 +16,8 @@ use crate::model::tensor::Tensor;
 use crate::profile::{self, Work};
 use bytes::Bytes;
 use protocol::job::{GnVariance, Mode, Wire};
-use protocol::plan::{Ask, Band, Member, Plan, SiteSpec, Stage};
+use protocol::message::Traffic;
+use protocol::plan::{Ask, Band, Fabric, Kind, Member, Plan, SiteSpec, Stage};
 use protocol::transport::{Link, Links};
 use protocol::{Call, Fault, FaultKind, Rank, Site, Slot};
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ pub struct Mesh {
     wires: Vec<Wire>,
     gn_variance: GnVariance,
     peers: Vec<Peer>,
+    /// Over what each peer is linked.
+    fabrics: Vec<Option<Fabric>>,
     near: Option<Near>,
     slots: Slots,
     own_moments: BTreeMap<Site, Moments>,
@@ -67,12 +70,12 @@ enum Peer {
 }
 
 /// What exchanging cost this rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
     /// Time the compute thread waited for peers.
     pub waited: Duration,
-    /// Bytes posted to peers.
-    pub posted_bytes: u64,
+    /// What was posted to peers, and read of theirs.
+    pub traffic: Traffic,
 }
 
 impl Mesh {
@@ -123,6 +126,7 @@ impl Mesh {
             now: Call(0),
             keeps_all: plan.spec.mode == Mode::NoSync,
             peers,
+            fabrics: plan.ranks().map(|peer| plan.link_fabric(rank, peer)).collect(),
             near: None,
             own_moments: BTreeMap::new(),
             own_on_device: BTreeMap::new(),
@@ -322,13 +326,20 @@ impl Mesh {
         bytes: Bytes,
         needed: Needed,
     ) -> Result<()> {
-        self.spent.posted_bytes += bytes.len() as u64;
+        if let Some(fabric) = self.fabrics[peer.index()] {
+            self.count(fabric, site, bytes.len() as u64);
+        }
         self.posted[usize::from(site.0)] += bytes.len() as u64;
         profile::post(peer, bytes.len() as u64);
         let rides = needed == Needed::Later && bytes.len() <= RIDER_BYTES_MAX;
         let slot = Slot { from: self.rank, site };
         self.riders[peer.index()].push((slot, call, bytes));
         if rides { Ok(()) } else { self.send_riders(peer.index()) }
+    }
+
+    fn count(&mut self, fabric: Fabric, site: Site, bytes: u64) {
+        let kind = self.sites.get(usize::from(site.0)).map_or(Kind::Other, |(ask, _)| ask.kind());
+        self.spent.traffic.post(fabric, kind, bytes);
     }
 
     fn send_riders(&mut self, peer: usize) -> Result<()> {
@@ -355,6 +366,7 @@ impl Mesh {
         let stays = call >= self.now || self.keeps_all;
         loop {
             if let Some(bytes) = self.slots.consume(peer, site, call, stays) {
+                self.spent.traffic.read[usize::from(call < self.now)] += 1;
                 self.spent.waited += since.map_or(Duration::ZERO, |(since, _)| since.elapsed());
                 return Ok(bytes);
             }

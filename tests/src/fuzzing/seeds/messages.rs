@@ -13,10 +13,10 @@ use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobTrace,
     JobView, Join, LinkView, MeasuredLink, PairView, Part, PartTrace, PeerAnswer, Phase, Profile,
     Pulse, RecoveryView, Resume, Role, RunTrace, SiteReport, Span, ToClient, ToCoordinator,
-    ToWorker, WaitView, Work, WorkerView,
+    ToWorker, Traffic, WaitView, Work, WorkerView,
 };
 use protocol::plan::netcheck::{self, LinkFigures};
-use protocol::plan::{Band, Branch, Fabric, Lack, Plan};
+use protocol::plan::{Band, Branch, Fabric, Kind, Lack, Plan};
 use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
 use serde::Serialize;
 
@@ -202,7 +202,10 @@ fn to_coordinator() -> Vec<Vec<u8>> {
             calls: 30,
             took_us: 1_000_000,
             waited_us: 1000,
-            posted_bytes: 1 << 20,
+            traffic: Traffic {
+                posted: vec![(Fabric::Quic, Kind::KeysValues, 1 << 20)],
+                read: [3, 4],
+            },
             displaced: true,
             change: Some(0.25),
             history: 1,

@@ -5,7 +5,7 @@ use crate::simulation::sampler::{Rows, Text, size};
 use bytes::{BufMut, Bytes, BytesMut};
 use protocol::Rank;
 use protocol::job::{Mode, Warmup};
-use protocol::message::{Phase, ToCoordinator};
+use protocol::message::{Phase, ToCoordinator, Traffic};
 use protocol::plan::{Ask, Branch, rows_sent};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -146,7 +146,7 @@ impl Run {
             calls: self.calls(),
             took_us: micros(now.saturating_sub(self.call_began)),
             waited_us: micros(waited),
-            posted_bytes: 1,
+            traffic: Traffic::default(),
             displaced: self.displaced,
             change: None,
             history: 1,

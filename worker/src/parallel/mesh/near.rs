@@ -8,7 +8,7 @@ use crate::model::{Error, Result};
 use crate::parallel::nccl::{Near, Side, fault};
 use crate::profile::{self, Work};
 use bytemuck::{cast_slice, pod_collect_to_vec};
-use protocol::plan::{Ask, COMMUNICATOR_ID_BYTES, Collectives, Plan, SiteSpec};
+use protocol::plan::{Ask, COMMUNICATOR_ID_BYTES, Collectives, Fabric, Plan, SiteSpec};
 use protocol::{Call, Fault, FaultKind, Rank, Site};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::task::{Context, Poll, Waker};
@@ -215,7 +215,7 @@ impl Mesh {
 
     fn count_shared(&mut self, site: Site) {
         let bytes = self.near.as_ref().map_or(0, |near| near.sent_bytes(site)) as u64;
-        self.spent.posted_bytes += bytes;
+        self.count(Fabric::Nccl, site, bytes);
         self.posted[usize::from(site.0)] += bytes;
     }
 
