@@ -9,6 +9,7 @@ mod http;
 mod identity;
 mod jobs;
 mod key;
+mod launch;
 mod logging;
 mod netcheck;
 mod predict;
@@ -55,6 +56,8 @@ enum Command {
     Predict(Box<predict::PredictArgs>),
     /// Run a coordinator that workers join and commands submit to.
     Serve(serve::ServeArgs),
+    /// Run a coordinator and workers on several machines, until Ctrl-C ends them all.
+    Launch(Box<launch::LaunchArgs>),
     /// Measure the links between a cluster's workers, over every fabric that they share.
     Netcheck(netcheck::NetcheckArgs),
     /// Let a worker finish or hand over what it renders, and leave.
@@ -97,6 +100,7 @@ pub fn run() -> ExitCode {
             Command::Bench(arguments) => bench::run(*arguments).await,
             Command::Predict(arguments) => predict::run(*arguments),
             Command::Serve(arguments) => serve::run(arguments).await,
+            Command::Launch(arguments) => launch::run(*arguments).await,
             Command::Netcheck(arguments) => netcheck::run(arguments).await,
             Command::Drain(arguments) => drain::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,

@@ -3,7 +3,7 @@
 mod members;
 mod token;
 
-pub(super) use members::{EnrollArgs, InitArgs, RevokeArgs, enroll, init, revoke};
+pub(super) use members::{EnrollArgs, InitArgs, RevokeArgs, enroll, ensure, init, revoke};
 pub(super) use token::{TokenArgs, token};
 
 use super::ADDRESS_DEFAULT;

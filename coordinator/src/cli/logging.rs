@@ -23,6 +23,11 @@ enum LogFormat {
 }
 
 impl LogArgs {
+    /// Whether lines are JSON.
+    pub(super) fn json(&self) -> bool {
+        matches!(self.log_format, LogFormat::Json)
+    }
+
     /// Writes what is as important as `level` from now on.
     pub(super) fn begin(&self, level: Level) {
         // What the HTTP server has to say of itself is said by this program.

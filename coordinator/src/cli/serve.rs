@@ -5,6 +5,7 @@ use super::http::HttpArgs;
 use super::identity::{IdentityArgs, check_loopback};
 use super::logging::LogArgs;
 use crate::actor::Coordinator;
+use crate::api::Server;
 use crate::director::{Director, Retention};
 use crate::files::Files;
 use crate::identity::{Access, Folder, FolderError, Keeper, now};
@@ -25,9 +26,10 @@ const FAREWELL: Duration = Duration::from_millis(300);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
-    /// Where workers and commands reach it; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR:PORT", default_value = ADDRESS_DEFAULT)]
-    listen: String,
+    /// Where workers and commands reach it; port 0 takes a free one [default: 127.0.0.1:7411, which this machine alone
+    /// reaches; with `launch`, 0.0.0.0:7411 if there are other hosts].
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) listen: Option<String>,
     /// Keep jobs here, so that a coordinator started again after this one ended, however it did, goes on with them
     /// [default: jobs end with this process].
     #[arg(long, value_name = "DIR")]
@@ -57,59 +59,100 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     http: HttpArgs,
     #[command(flatten)]
-    identity: IdentityArgs,
+    pub(super) identity: IdentityArgs,
     /// Log more: each call of each job, too.
     #[arg(short, long)]
     verbose: bool,
     #[command(flatten)]
-    log: LogArgs,
+    pub(super) log: LogArgs,
+}
+
+/// A coordinator that this process runs, with its HTTP interface.
+pub(super) struct Service {
+    pub(super) coordinator: Coordinator,
+    http: Option<Server>,
+    pub(super) taken: Taken,
+}
+
+/// What says that another coordinator has gone on with the jobs of this one.
+pub(super) struct Taken(mpsc::Receiver<StoreError>);
+
+impl Taken {
+    /// Why this coordinator must end, once it must.
+    pub(super) async fn wait(&mut self) -> StoreError {
+        match self.0.recv().await {
+            Some(taken) => taken,
+            None => std::future::pending().await, // a store that nobody else can take
+        }
+    }
 }
 
 pub(super) async fn run(arguments: ServeArgs) -> anyhow::Result<ExitCode> {
-    let level = if arguments.verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
-    arguments.log.begin(level);
+    arguments.begin_log();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let access = access(&arguments).await?;
+    let listen = arguments.listen.as_deref().unwrap_or(ADDRESS_DEFAULT);
+    let mut service = start(&arguments, listen).await?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        taken = service.taken.wait() => return Err(taken.into()),
+    }
+    tracing::info!("shutting down; workers stay and come back to the next coordinator here");
+    service.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a coordinator that listens there.
+pub(super) async fn start(arguments: &ServeArgs, listen: &str) -> anyhow::Result<Service> {
+    let access = access(arguments, listen).await?;
     let http = arguments.http.listen().await?;
     let insecure = if arguments.identity.insecure { " --insecure" } else { "" };
-    let (store, mut taken) = open(&arguments)?;
+    let (store, taken) = open(arguments)?;
     let mut director = Director::open(store, now())?;
-    director.retain(retention(&arguments));
     if let Some(url) = &arguments.otlp {
         director.tell_ends(telemetry::export_to(url)?);
     }
+    director.retain(retention(arguments));
     let files = match &arguments.data {
         Some(folder) => Files::open(folder),
         None => Files::temporary(),
     };
     let files = files.context("the files of jobs cannot be kept")?;
-    let started = Coordinator::start_with(&arguments.listen, access, director, files).await;
+    let started = Coordinator::start_with(listen, access, director, files).await;
     let coordinator = started.with_context(|| {
-        format!("cannot listen on {} (give another address with --listen)", arguments.listen)
+        format!("cannot listen on {listen} (give another address with --listen)")
     })?;
     let address = coordinator.address();
     let join = format!("worker join --coordinator {address}{insecure}");
     let http =
         http.map(|listener| arguments.http.start(listener, &coordinator, &join)).transpose()?;
     tracing::info!("listening on {address}; workers join with `{join}`");
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        Some(taken) = taken.recv() => return Err(taken.into()),
+    Ok(Service { coordinator, http, taken })
+}
+
+impl Service {
+    /// Ends it, once clients have heard of that.
+    pub(super) async fn stop(self) {
+        self.coordinator.shut_down().await;
+        let farewell = tokio::time::sleep(FAREWELL);
+        match self.http {
+            Some(server) => drop(tokio::join!(server.stop(FAREWELL), farewell)),
+            None => farewell.await,
+        }
     }
-    tracing::info!("shutting down; workers stay and come back to the next coordinator here");
-    coordinator.shut_down().await;
-    let farewell = tokio::time::sleep(FAREWELL);
-    match http {
-        Some(server) => drop(tokio::join!(server.stop(FAREWELL), farewell)),
-        None => farewell.await,
+}
+
+impl ServeArgs {
+    /// Logs from now on.
+    pub(super) fn begin_log(&self) {
+        let level = if self.verbose { tracing::Level::DEBUG } else { tracing::Level::INFO };
+        self.log.begin(level);
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The store of jobs, and what says that another coordinator took it.
-fn open(arguments: &ServeArgs) -> anyhow::Result<(Store, mpsc::Receiver<StoreError>)> {
+fn open(arguments: &ServeArgs) -> anyhow::Result<(Store, Taken)> {
     let (say, taken) = mpsc::channel(1);
     let url = arguments.database.clone().or_else(|| std::env::var(DATABASE_VARIABLE).ok());
     let store = match (&arguments.data, url) {
@@ -127,7 +170,7 @@ fn open(arguments: &ServeArgs) -> anyhow::Result<(Store, mpsc::Receiver<StoreErr
         }
         (None, None) => Store::in_memory(),
     };
-    Ok((store, taken))
+    Ok((store, Taken(taken)))
 }
 
 /// How much is kept of jobs that ended.
@@ -140,13 +183,12 @@ fn retention(arguments: &ServeArgs) -> Retention {
 }
 
 /// Whom it lets in: members of the cluster in its folder, or whoever calls.
-async fn access(arguments: &ServeArgs) -> anyhow::Result<Access> {
+async fn access(arguments: &ServeArgs, listen: &str) -> anyhow::Result<Access> {
     if arguments.identity.insecure {
-        check_loopback("--listen", &arguments.listen).await?;
+        check_loopback("--listen", listen).await?;
         tracing::warn!(
-            "insecure: whoever can reach {} on this machine can submit and join, and nothing is \
-             encrypted",
-            arguments.listen
+            "insecure: whoever can reach {listen} on this machine can submit and join, and nothing is \
+             encrypted"
         );
         return Ok(Access::Insecure);
     }

@@ -99,6 +99,12 @@ impl Trust {
         Ok(self.members.iter_mut().filter(meant).map(revoke).collect())
     }
 
+    /// Forgets certificates whose keys are gone: nobody can show them any more. Those that were revoked stay so.
+    pub fn forget(&mut self, fingerprints: &[Fingerprint]) {
+        let gone = |member: &Issued| fingerprints.contains(&member.identity.fingerprint);
+        self.members.retain(|member| member.revoked || !gone(member));
+    }
+
     /// Whether a process that has a valid certificate may still come in.
     ///
     /// # Errors
@@ -144,6 +150,15 @@ mod tests {
         }
         all.issued(&identity(1, "twin"), 0).unwrap();
         assert!(matches!(all.revoke("01010101"), Err(TrustError::Ambiguous { count: 2, .. })));
+    }
+
+    #[test]
+    fn members_whose_keys_are_gone_are_forgotten_unless_they_were_revoked() {
+        let mut all = trust();
+        all.revoke("02020202").unwrap();
+        all.forget(&[1, 2].map(|number| Fingerprint([number; 32])));
+        let names: Vec<&str> = all.members.iter().map(|each| &*each.identity.name).collect();
+        assert_eq!((names, all.members[0].revoked), (vec!["pear", "pear"], true));
     }
 
     #[test]

@@ -214,7 +214,11 @@ impl Worker {
     }
 }
 
-fn worker_binary() -> Result<PathBuf, LaunchError> {
+/// The worker binary of this machine.
+///
+/// # Errors
+/// If there is none.
+pub(crate) fn worker_binary() -> Result<PathBuf, LaunchError> {
     let beside = || {
         let own = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("coordinator"));
         own.with_file_name("worker")

@@ -10,6 +10,7 @@ mod given;
 mod http;
 mod identity;
 mod jobs;
+mod launch;
 mod membership;
 mod memory;
 mod output;

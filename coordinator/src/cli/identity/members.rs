@@ -83,6 +83,14 @@ pub(crate) fn init(arguments: &InitArgs) -> anyhow::Result<ExitCode> {
     arguments.folder.say(&text, &made(authority, &folder, true))
 }
 
+/// Makes a cluster in the folder, unless there is one; gives whether it did.
+pub(crate) fn ensure(folder: &Folder) -> Result<bool, FolderError> {
+    match folder.authority() {
+        Err(FolderError::Missing { .. }) => folder.init(&own_name()).map(|_| true),
+        found => found.map(|_| false),
+    }
+}
+
 fn made(cluster: Fingerprint, folder: &Folder, new: bool) -> Value {
     json!({ "cluster": cluster, "folder": folder.path(), "new": new })
 }
