@@ -29,7 +29,7 @@ import time
 import page
 
 # As long as it takes a debug build to render some of it, and to be killed at each of its stages.
-IMAGE = {"width": 128, "height": 128, "steps": 16, "workers": 2, "bands": "even", "cfg_split": "off"}
+IMAGE = {"width": 128, "height": 128, "steps": 36, "workers": 2, "bands": "even", "cfg_split": "off"}
 KINDS = [
     {"mode": "corrected", "warmup": 3, "deterministic": True},
     {"mode": "full-sync", "deterministic": True},

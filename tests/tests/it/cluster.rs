@@ -20,6 +20,7 @@ mod profile;
 mod refusal;
 mod restart;
 mod shell;
+mod telemetry;
 
 use std::path::Path;
 

@@ -162,7 +162,7 @@ fn settings(arguments: &LaunchArgs, ranks: Ranks) -> Settings {
     {
         let shared = u16::try_from(cores / usize::from(beside.max(1))).unwrap_or(u16::MAX);
         settings.threads =
-            settings.threads.or(Some(NonZeroU16::new(shared).unwrap_or(NonZeroU16::MIN)));
+            settings.threads.or_else(|| Some(NonZeroU16::new(shared).unwrap_or(NonZeroU16::MIN)));
     }
     settings
 }
