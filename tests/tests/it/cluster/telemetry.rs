@@ -33,7 +33,7 @@ fn collector() -> (String, Receiver<ExportTraceServiceRequest>) {
             let length = head.iter().find_map(|line| line.strip_prefix("content-length: "));
             let mut body = vec![0; length.unwrap().parse().unwrap()];
             reader.read_exact(&mut body).unwrap();
-            let status = if number == 0 { "503 Service Unavailable" } else { "200 OK" };
+            let status = if number == 0 { "400 Bad Request" } else { "200 OK" };
             let answer =
                 format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
             reader.get_mut().write_all(answer.as_bytes()).unwrap();

@@ -95,7 +95,8 @@ fn small_values_ride_with_the_next_large_one_or_the_end_of_the_call() {
     assert_eq!(post(norm, 2, &[1.0; 4], Needed::Later), []);
     mesh.leave().unwrap();
     assert_eq!(notes.take(), [(0, 2)]);
-    assert_eq!(mesh.take_spent().traffic.posted_bytes(), 3 * 16 + 4 * large.len() as u64);
+    let posted = [norm, attention].map(|site| mesh.posted_bytes(site));
+    assert_eq!(posted, [3 * 16, 4 * large.len() as u64]);
 }
 
 #[test]

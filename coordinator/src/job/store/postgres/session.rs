@@ -135,7 +135,7 @@ impl Session {
         match write(self.client(what)?, durable, statements) {
             Ok((answers, Ok(()))) => Ok(answers),
             // Lost at the last word, which may have been heard.
-            Ok((_, Err(error))) if error.as_db_error().is_none() => {
+            Ok((_, Err(error))) if leaves_doubt(&error) => {
                 let (place, cause) = (self.place.clone(), said(&error));
                 self.client = None;
                 Err(StoreError::Unanswered { place, what: what.to_owned(), cause })
@@ -372,6 +372,11 @@ fn row(row: &postgres::Row) -> Result<Row, postgres::Error> {
         Ok((column.name().to_owned(), cell.unwrap_or(Cell::Null)))
     };
     Ok(Row(row.columns().iter().enumerate().map(cell).collect::<Result<_, postgres::Error>>()?))
+}
+
+/// Whether a commit may have been done all the same: the connection was lost, or its server's process was ended.
+fn leaves_doubt(error: &postgres::Error) -> bool {
+    error.code().is_none_or(|code| code.code().starts_with("57"))
 }
 
 fn narrow(process: i64) -> i32 {
