@@ -61,7 +61,7 @@ fn jobs_that_are_left_are_rendered_in_their_order_cancelled_and_fetched_even_fro
     let mut cluster = cluster(folder.path());
     let (quick, long) = (without_json(job("--steps=8")), without_json(job("--steps=900")));
     // Whatever else the machine does, it is not done when it is looked at.
-    let long = [&long[..], &["--width=192", "--height=192"]].concat();
+    let long = [&long[..], &["--height=512"]].concat();
     let attached = within(folder.path(), "attached.png");
     let mut submit = cluster.submit(&[&quick[..], &["--out", &attached]].concat());
     assert_eq!(submit.wait(), Some(0), "{}", submit.output());
