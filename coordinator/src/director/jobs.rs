@@ -240,11 +240,20 @@ impl Director {
     }
 
     fn start(&mut self, Placed { plan, reason }: Placed) {
-        let Some(request) = self.queue.next().map(|next| next.request.clone()) else { return };
-        if self.store_started(&plan, &request).is_err() {
+        let Some(next) = self.queue.next() else { return };
+        let request = next.request.clone();
+        // A checkpoint is of the model that made it.
+        let same = next.model.as_ref() == self.registry.model().map(|card| &card.digest);
+        let checkpoint = next.checkpoint.clone();
+        let checkpoint = checkpoint.filter(|from| same && from.fits(plan.geometry));
+        let recovery = (next.epoch > Epoch(0))
+            .then(|| taken_up(&plan, checkpoint.as_ref(), next.plan.as_ref()));
+        let exact = recovery.as_ref().is_none_or(|recovery| recovery.exact);
+        if self.store_started(&plan, &request, exact).is_err() {
             return; // it stays in the queue until the store takes it
         }
         let Some(mut asked) = self.queue.pop() else { return };
+        (asked.checkpoint, asked.plan) = (None, None);
         let job = asked.job;
         let left_out = self.candidates(&request).len().saturating_sub(plan.world_size());
         let (epoch, ranks) = (plan.run.epoch.0, plan.world_size());
@@ -259,14 +268,8 @@ impl Director {
             );
             self.tell(job, Event::Notice { text }, Bytes::new());
         }
-        // A checkpoint is of the model that made it.
-        let model = self.registry.model().map(|card| &card.digest);
-        let same = asked.model.as_ref() == model;
-        let checkpoint = asked.checkpoint.take();
-        let checkpoint = checkpoint.filter(|from| same && from.fits(plan.geometry));
         let mut tally = Tally::default();
-        if asked.epoch > Epoch(0) {
-            let recovery = taken_up(&plan, checkpoint.as_ref(), asked.plan.take().as_ref());
+        if let Some(recovery) = recovery {
             if request.deterministic && !recovery.exact {
                 self.tell(job, bits_changed(), Bytes::new());
             }
@@ -459,11 +462,17 @@ impl Director {
     }
 
     /// Stores that a run of `plan` starts (K-2 of the store). How its latent will be decoded is not
-    /// what tells one image from another.
-    pub(super) fn store_started(&mut self, plan: &Plan, request: &JobRequest) -> Result<(), Fault> {
+    /// what tells one image from another. Whether its bits are still those of an undisturbed run, `exact`, decides whether the
+    /// next coordinator is to keep its bands.
+    pub(super) fn store_started(
+        &mut self,
+        plan: &Plan,
+        request: &JobRequest,
+        exact: bool,
+    ) -> Result<(), Fault> {
         let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
         let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
-        let kept = request.deterministic.then(|| plan.clone());
+        let kept = (request.deterministic && exact).then(|| plan.clone());
         let run = StoredRun { epoch: plan.run.epoch, model, spec, plan: kept };
         let started = self.store.started(plan.run.job, &run, self.unix());
         self.stored(started)

@@ -263,7 +263,11 @@ impl Director {
     /// Starts what is left of a job.
     fn restart(&mut self, Placed { plan, reason }: Placed, from: Option<Checkpoint>) {
         let Some(mut active) = self.active.take() else { return };
-        if self.store_started(&plan, &active.asked.request).is_err() {
+        let old = active.run.plan();
+        let exact = same_bands(old, &plan)
+            && plan.resumes_exactly(from.as_ref().map_or(0, |from| from.calls));
+        let still = exact && active.run.tally().recoveries.iter().all(|recovery| recovery.exact);
+        if self.store_started(&plan, &active.asked.request, still).is_err() {
             self.active = Some(active); // it stays broken off until the store takes it
             return;
         }
@@ -277,7 +281,7 @@ impl Director {
             resumed_at,
             seconds: self.now.saturating_sub(broken.since).as_secs_f64(),
             workers: [ranks(old), ranks(&plan)],
-            exact: same_bands(old, &plan) && plan.resumes_exactly(resumed_at),
+            exact,
         };
         let (RunId { job, epoch }, ranks) = (plan.run, plan.world_size());
         tracing::info!(
