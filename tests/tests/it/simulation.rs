@@ -116,6 +116,10 @@ fn what_was_found_once_stays_mended() {
         (169, "links known to be cut were tried again in the middle of a streak, for ever"),
         (2348, "the same of workers that are parted for good"),
         (3850, "a job failed after six break-offs, each of which found another link to be cut"),
+        (
+            3774,
+            "bands that had moved were taken for those of an undisturbed run by the next coordinator",
+        ),
     ];
     for (seed, what) in found {
         run(seed, Mutation::None).unwrap_or_else(|failure| panic!("{what}, again: {failure}"));
