@@ -1,17 +1,18 @@
 //! Jobs from submission to their end.
 
-use super::recovery::{REPLACEMENT_PATIENCE, bits_changed, same_bands};
+use super::keeping::taken_up;
+use super::recovery::{REPLACEMENT_PATIENCE, bits_changed};
 use super::{Active, ClientId, Director, Effect, Follower, Standing};
 use crate::cluster::pulse::Pulses;
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
 use crate::job::state::{RunState, Tally};
-use crate::job::store::{Asked, StoredRun};
+use crate::job::store::Asked;
 use crate::job::trace::Recorder;
 use crate::planner::{self, Candidate, Placed, Wish, fabrics};
 use bytes::Bytes;
-use protocol::job::{JobRequest, JobSpec, Mode, Terms};
-use protocol::message::{Event, RecoveryView, ToClient, ToCoordinator, ToWorker};
+use protocol::job::{JobRequest, Terms};
+use protocol::message::{Event, ToClient, ToCoordinator, ToWorker};
 use protocol::plan::Plan;
 use protocol::{Epoch, Fault, FaultKind, JobId, Rank};
 use std::collections::BTreeSet;
@@ -460,23 +461,6 @@ impl Director {
         }
         self.fail(fault);
     }
-
-    /// Stores that a run of `plan` starts (K-2 of the store). How its latent will be decoded is not
-    /// what tells one image from another. Whether its bits are still those of an undisturbed run, `exact`, decides whether the
-    /// next coordinator is to keep its bands.
-    pub(super) fn store_started(
-        &mut self,
-        plan: &Plan,
-        request: &JobRequest,
-        exact: bool,
-    ) -> Result<(), Fault> {
-        let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
-        let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
-        let kept = (request.deterministic && exact).then(|| plan.clone());
-        let run = StoredRun { epoch: plan.run.epoch, model, spec, plan: kept };
-        let started = self.store.started(plan.run.job, &run, self.unix());
-        self.stored(started)
-    }
 }
 
 /// Where a fault was, as logs have it.
@@ -487,23 +471,4 @@ pub(super) fn places(fault: &Fault) -> (Option<u16>, Option<u32>) {
 pub(super) fn unknown(job: JobId) -> Fault {
     let cause = format!("{job} is not known here: it ended long ago, or was never accepted");
     Fault::new(FaultKind::UnknownJob, cause)
-}
-
-/// What people are told of a job that the coordinator before this one had begun.
-fn taken_up(plan: &Plan, checkpoint: Option<&Checkpoint>, old: Option<&Plan>) -> RecoveryView {
-    let calls = checkpoint.map_or(0, |checkpoint| checkpoint.calls);
-    let ranks = u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
-    let cause = "the coordinator ended, and the next one goes on";
-    RecoveryView {
-        fault: Fault::new(FaultKind::ShuttingDown, cause),
-        broke_at: calls,
-        resumed_at: calls,
-        seconds: 0.0, // nobody was there to count them
-        workers: [ranks; 2],
-        // Where bands were is kept of those that are to keep their bits; it matters where values are displaced.
-        exact: match old {
-            Some(old) => same_bands(old, plan) && plan.resumes_exactly(calls),
-            None => plan.spec.mode == Mode::FullSync && calls == 0,
-        },
-    }
 }

@@ -3,12 +3,15 @@
 //! - **R-5 kept**: a job is accepted once it is stored, and its end is told once that is; a store that takes
 //!   nothing for a while delays both, and is tried again.
 
+use super::recovery::same_bands;
 use super::{ClientId, Director};
 use crate::job::checkpoint::Checkpoint;
 use crate::job::queue::Waiting;
-use crate::job::store::{Asked, EndedJob, Keep, Outcome, StoreError, StoredJob};
+use crate::job::store::{Asked, EndedJob, Keep, Outcome, StoreError, StoredJob, StoredRun};
 use bytes::{BufMut, Bytes, BytesMut};
-use protocol::message::{Event, ToClient};
+use protocol::job::{JobRequest, JobSpec, Mode};
+use protocol::message::{Event, RecoveryView, ToClient};
+use protocol::plan::Plan;
 use protocol::{Epoch, Fault, FaultKind, JobId};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -112,6 +115,23 @@ impl Director {
     pub(super) fn store_accepted(&mut self, asked: &Asked) -> Result<JobId, Fault> {
         let accepted = self.store.accept(asked, self.unix());
         self.stored(accepted)
+    }
+
+    /// Stores that a run of `plan` starts (K-2 of the store). How its latent will be decoded is not
+    /// what tells one image from another. Whether its bits are still those of an undisturbed run, `exact`, decides whether the
+    /// next coordinator is to keep its bands.
+    pub(super) fn store_started(
+        &mut self,
+        plan: &Plan,
+        request: &JobRequest,
+        exact: bool,
+    ) -> Result<(), Fault> {
+        let model = self.registry.model().map_or_else(String::new, |card| card.digest.clone());
+        let spec = JobSpec { decode: request.decode, ..plan.spec.clone() };
+        let kept = (request.deterministic && exact).then(|| plan.clone());
+        let run = StoredRun { epoch: plan.run.epoch, model, spec, plan: kept };
+        let started = self.store.started(plan.run.job, &run, self.unix());
+        self.stored(started)
     }
 
     /// Stores how far the running job is. If that fails only steps can be lost, so it goes on.
@@ -228,4 +248,27 @@ fn waiting(stored: StoredJob) -> Waiting {
     let (model, plan) = run.map(|run| (run.model, run.plan)).unzip();
     let plan = plan.flatten();
     Waiting { started, epoch, model, checkpoint, plan, ..Waiting::new(job, None, asked, accepted) }
+}
+
+/// What people are told of a job that the coordinator before this one had begun.
+pub(super) fn taken_up(
+    plan: &Plan,
+    checkpoint: Option<&Checkpoint>,
+    old: Option<&Plan>,
+) -> RecoveryView {
+    let calls = checkpoint.map_or(0, |checkpoint| checkpoint.calls);
+    let ranks = u16::try_from(plan.world_size()).unwrap_or(u16::MAX);
+    let cause = "the coordinator ended, and the next one goes on";
+    RecoveryView {
+        fault: Fault::new(FaultKind::ShuttingDown, cause),
+        broke_at: calls,
+        resumed_at: calls,
+        seconds: 0.0, // nobody was there to count them
+        workers: [ranks; 2],
+        // Where bands were is kept of those that are to keep their bits; it matters where values are displaced.
+        exact: match old {
+            Some(old) => same_bands(old, plan) && plan.resumes_exactly(calls),
+            None => plan.spec.mode == Mode::FullSync && calls == 0,
+        },
+    }
 }
