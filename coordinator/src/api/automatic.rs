@@ -3,10 +3,10 @@
 //! Its interface knows one image at a time; here progress and interruption are of those that the same caller asked for.
 
 pub(super) mod lists;
-mod words;
+pub(super) mod words;
 
 use super::body::read_json;
-use super::error::Refusal;
+use super::error::{ErrorBody, Refusal};
 use super::image::Format;
 use super::limits::{BODY_BYTES_MAX, IMAGES_MAX, PICTURE_BODY_BYTES_MAX};
 use super::openai::Rendered;
@@ -21,6 +21,7 @@ use protocol::message::{FromClient, JobRecord, JobStage, Part};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use utoipa::IntoResponses;
 use words::{From, Words};
 
 /// The jobs of requests that are being answered, by who asked.
@@ -80,6 +81,27 @@ pub(super) fn routes(config: &mut ServiceConfig) {
         );
 }
 
+/// What a request for images may be answered with instead of them, beside what any may be.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "its variants are read by the macro alone")]
+enum Imageless {
+    /// It was interrupted.
+    #[response(status = 409)]
+    Interrupted(ErrorBody),
+    /// The body is too large.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// The body is not said to be JSON.
+    #[response(status = 415)]
+    NotJson(ErrorBody),
+    /// The queue is full, or the key has used up its minute.
+    #[response(status = 429)]
+    Limited(ErrorBody),
+    /// It could not be rendered.
+    #[response(status = 500)]
+    Failed(ErrorBody),
+}
+
 /// Generate images as AUTOMATIC1111 has it.
 ///
 /// Options that change the image and that there are not here are refused by name, unless they have the value that changes
@@ -88,11 +110,7 @@ pub(super) fn routes(config: &mut ServiceConfig) {
     post, operation_id = "automatic_txt2img", path = "/sdapi/v1/txt2img", tag = "automatic1111", request_body = Object,
     responses(
         (status = 200, description = "The images", content_type = "application/json", body = Object),
-        (status = 409, description = "It was interrupted", body = super::error::ErrorBody),
-        (status = 413, description = "The body is too large", body = super::error::ErrorBody),
-        (status = 415, description = "The body is not said to be JSON", body = super::error::ErrorBody),
-        (status = 429, description = "The queue is full, or the key has used up its minute", body = super::error::ErrorBody),
-        (status = 500, description = "It could not be rendered", body = super::error::ErrorBody),
+        Imageless,
         super::openapi::Refusals,
     )
 )]
@@ -114,11 +132,7 @@ pub(super) async fn txt2img(
     post, operation_id = "automatic_img2img", path = "/sdapi/v1/img2img", tag = "automatic1111", request_body = Object,
     responses(
         (status = 200, description = "The images", content_type = "application/json", body = Object),
-        (status = 409, description = "It was interrupted", body = super::error::ErrorBody),
-        (status = 413, description = "The body is too large", body = super::error::ErrorBody),
-        (status = 415, description = "The body is not said to be JSON", body = super::error::ErrorBody),
-        (status = 429, description = "The queue is full, or the key has used up its minute", body = super::error::ErrorBody),
-        (status = 500, description = "It could not be rendered", body = super::error::ErrorBody),
+        Imageless,
         super::openapi::Refusals,
     )
 )]

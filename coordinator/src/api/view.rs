@@ -8,7 +8,7 @@ use super::error;
 use super::request::RequestBody;
 use super::schema;
 use protocol::Fault;
-use protocol::job::Priority;
+use protocol::job::{Field, Priority};
 use protocol::message::{JobRecord, JobResult, JobStage};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -72,6 +72,8 @@ pub(crate) struct FaultBody {
     kind: String,
     /// What a person needs to know.
     message: String,
+    /// The field of the request that it is about, if that is one.
+    param: Option<&'static str>,
     /// The rank it happened on, where one is known.
     rank: Option<u16>,
     /// The model call it happened in, where one is known.
@@ -137,8 +139,13 @@ impl From<&JobRecord> for Job {
 
 impl From<&Fault> for FaultBody {
     fn from(fault: &Fault) -> Self {
-        let (rank, call) = (fault.rank.map(|rank| rank.0), fault.call.map(|call| call.0));
-        Self { kind: error::code(fault.kind), message: fault.cause.clone(), rank, call }
+        Self {
+            kind: error::code(fault.kind),
+            message: fault.cause.clone(),
+            param: fault.field.map(Field::path),
+            rank: fault.rank.map(|rank| rank.0),
+            call: fault.call.map(|call| call.0),
+        }
     }
 }
 
