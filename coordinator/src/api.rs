@@ -5,6 +5,7 @@
 
 #![allow(unused_qualifications, reason = "utoipa's macros write paths in full")]
 
+pub mod asked;
 mod automatic;
 mod body;
 mod cluster;

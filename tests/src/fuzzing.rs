@@ -7,7 +7,10 @@
 
 mod checkpoint;
 mod identity;
+mod lora;
+mod picture;
 mod plan;
+mod request;
 mod sample;
 mod seeds;
 mod tokenizer;
@@ -15,7 +18,10 @@ mod wire;
 
 pub use checkpoint::{config, safetensors, scheduler};
 pub use identity::identity;
+pub use lora::lora;
+pub use picture::picture;
 pub use plan::plan;
+pub use request::request;
 pub use seeds::{Seed, seeds};
 pub use tokenizer::tokenizer;
 pub use wire::{frame, handshake, message};
@@ -31,8 +37,11 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("frame", frame),
     ("handshake", handshake),
     ("identity", identity),
+    ("lora", lora),
     ("message", message),
+    ("picture", picture),
     ("plan", plan),
+    ("request", request),
     ("safetensors", safetensors),
     ("scheduler", scheduler),
     ("tokenizer", tokenizer),

@@ -38,7 +38,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
 }
 
 /// Reads JSON; what is wrong is named with its place.
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     // Lists would be read as the fields' values in their order.
     if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
         return Err(Refusal::invalid("the body is no JSON object"));

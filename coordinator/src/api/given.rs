@@ -229,7 +229,7 @@ fn judge_lora(file: impl std::io::Read, length: u64) -> Result<Judged, String> {
 }
 
 /// The bytes of a text in base64, which may be an address with data in it.
-fn decoded(text: &str) -> Result<Vec<u8>, String> {
+pub(super) fn decoded(text: &str) -> Result<Vec<u8>, String> {
     let data = match text.strip_prefix("data:") {
         Some(address) => address.split_once(";base64,").map(|(_, data)| data),
         None => Some(text),

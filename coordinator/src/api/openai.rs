@@ -3,7 +3,7 @@
 //! A request is as many jobs as it asks for images. They end with the caller's connection: whoever is not there to
 //! read an image has not asked for it to be kept.
 
-mod body;
+pub(super) mod body;
 mod stream;
 
 use super::body::read_json;

@@ -1,7 +1,8 @@
 //! Real plans and exchange points, small: what targets compare with, and seeds are made of.
 
 use protocol::job::{
-    Decode, FileDigest, GnVariance, Init, JobSpec, Lora, Mode, Parallelism, Scheduler, Warmup, Wire,
+    Decode, Dtype, FileDigest, GnVariance, Init, JobSpec, Lora, Mode, ModelCard, ModelWork,
+    Parallelism, PreviewMap, Scheduler, Warmup, Wire,
 };
 use protocol::plan::{
     Ask, Axis, Band, Branch, Geometry, Member, NcclDevice, Offer, Plan, SharedMemory, SiteSpec,
@@ -39,6 +40,33 @@ pub(super) fn spec(parallelism: Parallelism) -> JobSpec {
 /// What it is changed by.
 pub(super) fn loras() -> Vec<Lora> {
     vec![Lora { file: FileDigest([7; 32]), name: "ink.safetensors".to_owned(), scale: 0.5 }]
+}
+
+/// A model's card.
+pub(super) fn card() -> ModelCard {
+    ModelCard {
+        name: "emoji-xl".to_owned(),
+        digest: "d9".repeat(32),
+        family: "sdxl".to_owned(),
+        dtype: Dtype::F16,
+        latent_channels: 4,
+        vae_factor: 8,
+        row_unit: 4,
+        native: (1024, 1024),
+        scheduler: Scheduler::Euler,
+        guidance: 5.0,
+        weight_bytes: 7 << 30,
+        shards_max: 5,
+        decode_bytes: 2048,
+        work: ModelWork { cell: 4, sites: 155, ..ModelWork::default() },
+        preview: Some(preview()),
+        encode_bytes: 1536,
+    }
+}
+
+/// How previews of it are made.
+pub(super) fn preview() -> PreviewMap {
+    PreviewMap { weights: vec![[0.25, -0.5, 0.125]; 4], offset: [0.5; 3] }
 }
 
 /// A plan of as many ranks as there are branches, in which ranks share the rows of their branch evenly.

@@ -1,6 +1,7 @@
 //! What fuzzers start from: real messages, and the files of the checkpoints that tests have.
 
 mod files;
+mod given;
 mod messages;
 
 use super::folder;
@@ -29,6 +30,7 @@ impl Seed {
 pub fn seeds() -> Vec<Seed> {
     let mut seeds = messages::all();
     seeds.extend(files::all());
+    seeds.extend(given::all());
     if !folder("corpus", "identity").exists() {
         seeds.extend(files::identities());
     }

@@ -61,7 +61,7 @@ const NEUTRAL: &[(&str, f64)] = &[
 
 /// From what an image is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum From {
+pub(crate) enum From {
     /// From its prompt.
     Text,
     /// From a picture as well.
@@ -70,11 +70,11 @@ pub(super) enum From {
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Words {
+pub(crate) struct Words {
     /// Without what it is to be given.
-    pub(super) request: JobRequest,
-    pub(super) loras: Vec<LoraBody>,
-    pub(super) init: Option<InitBody>,
+    pub(crate) request: JobRequest,
+    pub(crate) loras: Vec<LoraBody>,
+    pub(crate) init: Option<InitBody>,
     /// How many images.
     pub(super) images: u32,
     /// Whether the answer has their files.
@@ -85,7 +85,7 @@ pub(super) struct Words {
 
 impl Words {
     /// Reads a request; what it asks for that there is not is refused by name.
-    pub(super) fn read(mut said: Map<String, Value>, from: From) -> Result<Self, Refusal> {
+    pub(crate) fn read(mut said: Map<String, Value>, from: From) -> Result<Self, Refusal> {
         let prompt: String = take(&mut said, "prompt")?.unwrap_or_default();
         let (prompt, loras) = given::loras(&prompt)?;
         let init = match from {

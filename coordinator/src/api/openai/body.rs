@@ -56,7 +56,7 @@ pub(super) enum Moderation {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ImagesRequest)]
-pub(super) struct ImagesBody {
+pub(crate) struct ImagesBody {
     /// What the images show.
     #[schema(max_length = 10_000)]
     prompt: String,
@@ -126,7 +126,7 @@ pub(super) struct ImagesBody {
 
 impl ImagesBody {
     /// The job of one image.
-    pub(super) fn request(&self) -> Result<JobRequest, Refusal> {
+    pub(crate) fn request(&self) -> Result<JobRequest, Refusal> {
         let size = self.size.as_deref().filter(|size| *size != "auto");
         let sides = size.map(sides).transpose()?;
         Ok(JobRequest {
@@ -143,7 +143,7 @@ impl ImagesBody {
     }
 
     /// How many images.
-    pub(super) fn count(&self) -> Result<u32, Refusal> {
+    pub(crate) fn count(&self) -> Result<u32, Refusal> {
         let count = self.n.unwrap_or(1);
         if (1..=IMAGES_MAX).contains(&count) {
             return Ok(count);
@@ -152,12 +152,12 @@ impl ImagesBody {
     }
 
     /// Whether the answer is a stream.
-    pub(super) fn stream(&self) -> bool {
+    pub(crate) fn stream(&self) -> bool {
         self.stream.unwrap_or(false)
     }
 
     /// How many partial images a stream of so many images shows.
-    pub(super) fn partial_images(&self, count: u32) -> Result<u8, Refusal> {
+    pub(crate) fn partial_images(&self, count: u32) -> Result<u8, Refusal> {
         if count > 1 {
             let message = format!("a stream is of one image, not {count}: leave n out");
             return Err(Refusal::invalid(message).about("n"));

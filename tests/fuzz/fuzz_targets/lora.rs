@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(lora, 64 << 20);

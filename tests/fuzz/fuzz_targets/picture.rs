@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(picture, 64 << 20);

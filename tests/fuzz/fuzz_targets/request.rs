@@ -1,0 +1,3 @@
+#![no_main]
+
+fuzz::fuzz!(request, 8 << 20);
