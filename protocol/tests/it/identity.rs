@@ -160,7 +160,7 @@ async fn garbage_and_plain_text_get_one_reason() {
     assert_eq!(refusal, "it hung up during the TLS handshake");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_caller_that_says_nothing_is_given_up() {
     let refusal = answer_to(&[]).await;
     assert_eq!(refusal, "it did not finish the TLS handshake within 10 s");

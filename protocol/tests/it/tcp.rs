@@ -227,17 +227,18 @@ async fn a_peer_that_is_not_there_is_named_at_once() {
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_peer_that_never_calls_is_named_at_the_deadline() {
     let listeners = listeners(2).await;
     let plan = plan_of(&listeners);
-    let start = tokio::time::Instant::now();
+    let start = Instant::now();
     let error = open(&listeners[0], &plan, 0).await.expect_err("nobody calls");
     assert_eq!(error.unopened(), [Rank(1)], "{error:?}");
-    assert_eq!(start.elapsed().as_secs(), OPEN_DEADLINE.as_secs());
+    let took = start.elapsed();
+    assert!((OPEN_DEADLINE..2 * OPEN_DEADLINE).contains(&took), "{took:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_caller_whose_run_never_starts_is_sent_away() {
     let listeners = listeners(2).await;
     let plan = plan_of(&listeners);
