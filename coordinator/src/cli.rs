@@ -25,6 +25,7 @@ mod submit;
 use crate::actor;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand};
+use protocol::{Version, version};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -93,7 +94,9 @@ enum Command {
 #[must_use]
 pub fn run() -> ExitCode {
     let command = Cli::parse().command;
+    let speaks = Version::limit(std::env::var(version::VARIABLE).ok());
     let outcome = actor::block_on(async {
+        speaks?;
         match command {
             Command::Submit(arguments) => submit::run(*arguments).await,
             Command::Probe(arguments) => probe::run(*arguments).await,

@@ -16,7 +16,7 @@ use protocol::plan::Fabric;
 use protocol::tls::Security;
 use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter};
-use protocol::{Fault, JobId, WorkerId};
+use protocol::{Fault, FaultKind, JobId, Version, WorkerId};
 use std::fmt;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -94,7 +94,20 @@ impl Client {
         }
     }
 
+    /// In the newest version that both ends speak.
     async fn greet(to: &Destination) -> Result<Self, ClientError> {
+        let greeted = Self::greet_in(to, Version::newest()).await;
+        match (&greeted, Version::newest().before()) {
+            (Err(ClientError::Refused(fault)), Some(before))
+                if fault.kind == FaultKind::VersionMismatch =>
+            {
+                Self::greet_in(to, before).await.or(greeted)
+            }
+            _ => greeted,
+        }
+    }
+
+    async fn greet_in(to: &Destination, version: Version) -> Result<Self, ClientError> {
         let Destination { address, security } = to;
         let absent = |cause: &dyn fmt::Display| ClientError::Absent {
             address: address.clone(),
@@ -104,7 +117,9 @@ impl Client {
         let connection = connected.map_err(|error| absent(&error))?;
         let mut reader = FrameReader::new(connection.reading, Limits::CONTROL);
         let mut writer = FrameWriter::new(connection.writing, Limits::FILES);
-        writer.send(&hello(Role::Client), &[]).await.map_err(|error| absent(&error))?;
+        reader.set_version(version);
+        writer.set_version(version);
+        writer.send(&hello(version, Role::Client), &[]).await.map_err(|error| absent(&error))?;
         let secured = || match security {
             Security::Insecure => "; if it was started with an identity, leave --insecure out",
             Security::Mutual(_) => "",
@@ -210,7 +225,7 @@ impl Client {
     async fn ask_for(&mut self, job: &FromClient) -> Result<(JobId, u32, bool), ClientError> {
         self.writer.send(job, &[]).await.map_err(|error| self.lost(&error))?;
         match self.next().await?.0 {
-            ToClient::Accepted { job, ahead, kept } => Ok((job, ahead, kept)),
+            ToClient::Accepted { job, ahead, kept, .. } => Ok((job, ahead, kept)),
             ToClient::Refused(fault) => Err(fault.into()),
             other => Err(self.lost(&format!("unexpected answer {other:?}"))),
         }

@@ -15,21 +15,21 @@ use crate::fault::{Fault, FaultKind};
 use crate::id::WorkerId;
 use crate::identity::plain_name;
 use crate::message::{Greeting, Hello, Role};
-use crate::{RELEASE, WIRE_VERSION};
+use crate::{RELEASE, Version};
 
-/// What a caller says first on a control connection.
+/// What a caller that speaks `version` says first on a control connection.
 #[must_use]
-pub fn hello(role: Role) -> Hello {
-    Hello { wire: WIRE_VERSION, release: RELEASE.to_owned(), role }
+pub fn hello(version: Version, role: Role) -> Hello {
+    Hello { wire: version.number(), release: RELEASE.to_owned(), role }
 }
 
-/// What the coordinator makes of a caller's first message.
+/// What the coordinator makes of a caller's first message, and what the two speak from then on.
 ///
 /// # Errors
-/// The fault to refuse the caller with: a version other than ours, or no [`Hello`] at all.
-pub fn read_hello(body: &[u8]) -> Result<Hello, Fault> {
+/// The fault to refuse the caller with: a version that is not spoken here, or no [`Hello`] at all.
+pub fn read_hello(body: &[u8]) -> Result<(Version, Hello), Fault> {
     let (wire, _) = decode_start::<u16>(body).map_err(|error| not_understood(&error))?;
-    if wire != WIRE_VERSION {
+    let Some(version) = Version::of(wire) else {
         // A stranger's words: they go into a log, and into an answer that has a limit.
         let release = decode_start::<(u16, String)>(body).map_or_else(
             |_| "of unknown number".to_owned(),
@@ -39,11 +39,14 @@ pub fn read_hello(body: &[u8]) -> Result<Hello, Fault> {
             FaultKind::VersionMismatch,
             format!(
                 "the caller is release {release} (wire {wire}), the coordinator is release \
-                 {RELEASE} (wire {WIRE_VERSION}): install the same release on both"
+                 {RELEASE} (wire {} to {}): install the same release on both",
+                Version::OLDEST,
+                Version::newest()
             ),
         ));
-    }
-    decode_body(body).map_err(|error| not_understood(&error))
+    };
+    let hello = version.speak(|| decode_body(body)).map_err(|error| not_understood(&error))?;
+    Ok((version, hello))
 }
 
 fn not_understood(error: &impl ToString) -> Fault {
@@ -91,6 +94,7 @@ pub fn read_enrolled(body: &[u8]) -> Result<String, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WIRE_VERSION;
     use bincode::config::standard;
 
     fn bytes(value: impl serde::Serialize) -> Vec<u8> {
@@ -99,8 +103,15 @@ mod tests {
 
     #[test]
     fn a_hello_of_this_release_is_read() {
-        let said = hello(Role::Client);
-        assert_eq!(read_hello(&bytes(&said)), Ok(said));
+        let said = hello(Version::newest(), Role::Client);
+        assert_eq!(read_hello(&bytes(&said)), Ok((Version::newest(), said)));
+    }
+
+    #[test]
+    fn so_is_one_of_the_release_before() {
+        let said = hello(Version::OLDEST, Role::Client);
+        assert_eq!(said.wire, crate::WIRE_VERSION_OLDEST);
+        assert_eq!(read_hello(&bytes(&said)), Ok((Version::OLDEST, said)));
     }
 
     #[test]
@@ -108,7 +119,7 @@ mod tests {
         let body = bytes((99_u16, "9.8.7", "a role of the future", 300_u32));
         let fault = read_hello(&body).expect_err("wire 99");
         assert_eq!(fault.kind, FaultKind::VersionMismatch);
-        for part in ["9.8.7", "wire 99", RELEASE, &format!("wire {WIRE_VERSION}")] {
+        for part in ["9.8.7", "wire 99", RELEASE, &format!("wire 9 to {WIRE_VERSION}")] {
             assert!(fault.cause.contains(part), "{part} is missing: {fault}");
         }
     }

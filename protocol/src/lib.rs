@@ -15,13 +15,22 @@ pub mod message;
 pub mod plan;
 pub mod tls;
 pub mod transport;
+pub mod version;
 
 pub use fault::{Fault, FaultKind};
 pub use id::{Call, Epoch, JobId, Rank, RunId, Site, Slot, WorkerId};
+pub use version::Version;
 
-/// The version of everything that crosses a wire. Processes with different numbers refuse each
-/// other; it changes whenever a message, a plan or the meaning of a slot changes.
-pub const WIRE_VERSION: u16 = 9;
+/// The version of what crosses the coordinator's connections: it rises whenever a message, a plan or a job's description
+/// changes.
+pub const WIRE_VERSION: u16 = 10;
+
+/// The oldest that is spoken beside it: that of the release before.
+pub const WIRE_VERSION_OLDEST: u16 = 9;
+
+/// The version of what crosses links between workers. Workers with different numbers refuse each other; it changes whenever the
+/// meaning of a slot, or what the ranks' digest is made of, does.
+pub const LINK_VERSION: u16 = 9;
 
 /// The release of this build, named in refusals next to [`WIRE_VERSION`].
 pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

@@ -8,6 +8,7 @@ mod logging;
 
 use clap::{Parser, Subcommand};
 use protocol::job::Dtype;
+use protocol::{Version, version};
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -70,11 +71,13 @@ impl EngineArgs {
 /// Runs the command line of this process.
 #[must_use]
 pub fn run() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let command = Cli::parse().command;
+    let speaks = Version::limit(std::env::var(version::VARIABLE).ok());
+    let outcome = speaks.map_err(anyhow::Error::from).and_then(|()| match command {
         Command::Join(arguments) => actor::block_on(join::run(*arguments)),
         Command::Info(arguments) => info::run(arguments),
         Command::Completions(arguments) => completions::run(&arguments),
-    };
+    });
     outcome.unwrap_or_else(|error| {
         // A closed standard error leaves nobody to tell.
         writeln!(std::io::stderr(), "error: {error:#}").ok();

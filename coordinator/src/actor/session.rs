@@ -19,7 +19,7 @@ use protocol::message::{
 };
 use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
-use protocol::{Fault, FaultKind, WorkerId};
+use protocol::{Fault, FaultKind, Version, WorkerId};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -119,10 +119,20 @@ async fn greet(stream: TcpStream, door: &Door) -> Result<Caller, String> {
         Ok(Ok(Some(frame))) => frame,
     };
     let identity = connection.identity;
-    let hello = read_hello(&frame.body)
-        .and_then(|hello| authorise(&door.access, identity.as_ref(), &hello.role).map(|()| hello));
+    let hello = read_hello(&frame.body).and_then(|(version, hello)| {
+        authorise(&door.access, identity.as_ref(), &hello.role).map(|()| (version, hello))
+    });
     match hello {
-        Ok(hello) => Ok(Caller { reader, writer, identity, role: hello.role }),
+        Ok((version, hello)) => {
+            reader.set_version(version);
+            writer.set_version(version);
+            if version != Version::newest() {
+                tracing::info!(
+                    "a caller is of the release before: wire {version} is spoken with it"
+                );
+            }
+            Ok(Caller { reader, writer, identity, role: hello.role })
+        }
         Err(fault) => {
             refuse(&mut writer, &fault).await.ok(); // gone already: as good
             Err(fault.cause)

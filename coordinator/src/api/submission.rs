@@ -28,29 +28,17 @@ impl Api {
         let idempotency_key = idempotency_key(request)?;
         self.admit(request, &asked, 1).await?;
         let mut visit = self.visit(request);
-        let last = match &idempotency_key {
-            Some(_) => {
-                let ask = FromClient::Jobs { before: None, limit: 1, stages: Vec::new() };
-                match visit.ask(ask).await.ok_or_else(Refusal::hung_up)?.0 {
-                    ToClient::Jobs { jobs, .. } => jobs.first().map(|record| record.id),
-                    ToClient::Refused(fault) => return Err(fault.into()),
-                    other => return Err(unexpected(&other)),
-                }
-            }
-            None => None,
-        };
         let terms = Terms { detached: true, priority, idempotency_key };
         let submit = FromClient::Submit { request: Box::new(asked), terms };
-        let job = match visit.ask(submit).await.ok_or_else(Refusal::hung_up)?.0 {
-            ToClient::Accepted { job, .. } => job,
+        let (job, again) = match visit.ask(submit).await.ok_or_else(Refusal::hung_up)?.0 {
+            ToClient::Accepted { job, again, .. } => (job, again),
             ToClient::Refused(fault) => return Err(fault.into()),
             other => return Err(unexpected(&other)),
         };
         // The first visit hears of the job from now on.
         let show = FromClient::Show { job, with: Part::Record };
         let (record, _) = record(&mut self.visit(request), show).await?;
-        // Numbers rise: one that is not beyond the last before was given earlier.
-        Ok(Submitted { record, again: last.is_some_and(|last| job <= last) })
+        Ok(Submitted { record, again })
     }
 
     /// Checks that the caller may ask for this, so many times.

@@ -153,10 +153,13 @@ async fn render(
                     heard.latents.put(usize::try_from(*call)?, payload);
                 }
             }
-            Event::Resumed { bands, .. } => {
+            Event::Resumed { bands, spec, .. } => {
                 heard.runs.push(shared(bands));
                 if let Some((parameters, _)) = &mut heard.started {
                     parameters.share(bands);
+                    if let Some(spec) = spec {
+                        parameters.spec.clone_from(spec);
+                    }
                 }
             }
             _ => {}

@@ -44,7 +44,8 @@ impl Director {
                 self.followers.entry(job).or_default().push(follower);
                 let ahead = ahead + usize::from(self.active.is_some());
                 let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-                self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
+                let kept = self.store.is_kept();
+                self.answer(client, ToClient::Accepted { job, ahead, kept, again: false });
             }
             Err(fault) => self.refuse(client, fault),
         }
@@ -133,7 +134,8 @@ impl Director {
             self.queue.adopt(job, client);
         }
         let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-        self.answer(client, ToClient::Accepted { job, ahead, kept: self.store.is_kept() });
+        let kept = self.store.is_kept();
+        self.answer(client, ToClient::Accepted { job, ahead, kept, again: true });
         let mut follower = Follower { client, latents, image, told: None };
         if let Some(active) = self.active.as_mut().filter(|active| active.job() == job) {
             follower.latents |= adopts && active.asked.request.stream_latents;
@@ -275,7 +277,8 @@ impl Director {
                 self.tell(job, bits_changed(), Bytes::new());
             }
             let (bands, reason) = (super::view::bands(&plan), reason.clone());
-            let event = Event::Resumed { recovery: recovery.clone(), bands, reason };
+            let spec = Some(Box::new(plan.spec.clone()));
+            let event = Event::Resumed { recovery: recovery.clone(), bands, reason, spec };
             self.tell(job, event, Bytes::new());
             tally.recoveries.push(recovery);
         }

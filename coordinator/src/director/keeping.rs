@@ -221,7 +221,8 @@ impl Director {
         outcome: Outcome,
         with_image: bool,
     ) {
-        self.answer(client, ToClient::Accepted { job, ahead: 0, kept: self.store.is_kept() });
+        let kept = self.store.is_kept();
+        self.answer(client, ToClient::Accepted { job, ahead: 0, kept, again: true });
         let Outcome { mut events, image, .. } = outcome;
         let last = events.pop();
         // A trace is long, and told to those who ask for it.

@@ -294,7 +294,9 @@ impl Director {
             self.tell(active.job(), bits_changed(), Bytes::new());
         }
         let bands = super::view::bands(&plan);
-        let event = Event::Resumed { recovery: recovery.clone(), bands, reason: reason.clone() };
+        let spec = Some(Box::new(plan.spec.clone()));
+        let event =
+            Event::Resumed { recovery: recovery.clone(), bands, reason: reason.clone(), spec };
         self.tell(active.job(), event, Bytes::new());
         active.recorder.run(super::view::bands(&plan), super::view::links(&plan), self.now);
         self.command(&plan, from.as_ref());

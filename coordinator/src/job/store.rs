@@ -17,6 +17,7 @@ mod database;
 mod ended;
 mod error;
 mod keep;
+mod older;
 mod postgres;
 mod sqlite;
 #[cfg(test)]
@@ -34,7 +35,7 @@ use protocol::codec::encode_body;
 use protocol::job::{JobRequest, JobSpec, Priority};
 use protocol::message::{Event, JobStage};
 use protocol::plan::Plan;
-use protocol::{Epoch, Fault, JobId, RELEASE, RunId, WIRE_VERSION};
+use protocol::{Epoch, Fault, JobId, RELEASE, RunId, Version};
 use serde::Serialize;
 use sqlite::Sqlite;
 use std::fmt::Display;
@@ -182,7 +183,9 @@ impl Store {
         let accepted_max = last.map_err(|misread| damaged(&database, misread))?;
         let (accept, start, finish) = (false, None, None);
         let doubts = Doubts { accepted_max, accept, start, finish };
-        Ok(Self { database: Box::new(database), doubts })
+        let mut store = Self { database: Box::new(database), doubts };
+        store.renew()?;
+        Ok(store)
     }
 
     /// Where the jobs are kept, as people call it.
@@ -270,7 +273,7 @@ impl Keep for Store {
                           (wire, release, accepted, seed, request, owner, priority, once) \
                       VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id";
         let values = [
-            i64::from(WIRE_VERSION).into(),
+            i64::from(Version::newest().number()).into(),
             RELEASE.into(),
             integer(now),
             seed.cast_signed().into(),
@@ -369,7 +372,7 @@ impl Keep for Store {
                           image = $5, stage = $6 \
                       WHERE id = $7 AND ended IS NULL";
         let values = [
-            i64::from(WIRE_VERSION).into(),
+            i64::from(Version::newest().number()).into(),
             RELEASE.into(),
             integer(now),
             events.into(),
@@ -414,11 +417,13 @@ impl Keep for Store {
 
     fn forget(&mut self, time: u64, image_bytes_max: u64) -> Result<usize, StoreError> {
         let old = "DELETE FROM jobs WHERE ended < $1 \
-                      OR (ended IS NULL AND wire <> $2 AND accepted < $1)";
+                      OR (ended IS NULL AND wire NOT BETWEEN $2 AND $3 AND accepted < $1)";
         let many = "DELETE FROM jobs WHERE id IN (SELECT id FROM ( \
                         SELECT id, sum(length(image)) OVER (ORDER BY ended DESC, id DESC) AS kept \
                         FROM jobs WHERE ended IS NOT NULL) AS sizes WHERE kept > $1)";
-        let old = Statement::new(old, [integer(time), i64::from(WIRE_VERSION).into()]);
+        let known = [Version::OLDEST, Version::newest()].map(|version| version.number());
+        let [oldest, newest] = known.map(|wire| i64::from(wire).into());
+        let old = Statement::new(old, [integer(time), oldest, newest]);
         let many = Statement::new(many, [integer(image_bytes_max)]);
         let what = "what is forgotten";
         let forgotten = self.database.change(Durable::Later, &what, vec![old, many])?;
@@ -427,7 +432,8 @@ impl Keep for Store {
 }
 
 fn encode<M: Serialize>(what: &dyn Display, message: &M) -> Result<Vec<u8>, StoreError> {
-    encode_body(message).map_err(|cause| StoreError::Unencodable { what: what.to_string(), cause })
+    let body = Version::newest().speak(|| encode_body(message));
+    body.map_err(|cause| StoreError::Unencodable { what: what.to_string(), cause })
 }
 
 fn damaged(database: &dyn Database, misread: Misread) -> StoreError {

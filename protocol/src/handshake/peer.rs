@@ -6,7 +6,7 @@ use crate::id::{Rank, RunId};
 use crate::message::{PeerAnswer, PeerHello};
 use crate::plan::{Digest, Plan, SiteSpec};
 use crate::transport::LinkError;
-use crate::{RELEASE, WIRE_VERSION};
+use crate::{LINK_VERSION, RELEASE};
 use std::collections::BTreeSet;
 
 /// What is made of a caller's first message on a link.
@@ -18,11 +18,11 @@ pub fn read_peer_hello(body: &[u8]) -> Result<PeerHello, Fault> {
         Fault::new(FaultKind::Protocol, format!("no greeting of a Tessera worker: {error}"))
     };
     let (wire, _) = decode_start::<u16>(body).map_err(not_understood)?;
-    if wire != WIRE_VERSION {
+    if wire != LINK_VERSION {
         return Err(Fault::new(
             FaultKind::VersionMismatch,
             format!(
-                "the calling worker speaks wire {wire}, this one wire {WIRE_VERSION} (release \
+                "the calling worker's links are of version {wire}, this one's of {LINK_VERSION} (release \
                  {RELEASE}): install the same release on both"
             ),
         ));
@@ -68,7 +68,7 @@ impl PeerHandshake {
     #[must_use]
     pub fn hello(&self, to: Rank) -> PeerHello {
         let Self { run, own: from, digest, .. } = *self;
-        PeerHello { wire: WIRE_VERSION, run, from, to, digest }
+        PeerHello { wire: LINK_VERSION, run, from, to, digest }
     }
 
     /// What became of a call: on a welcome the peer is linked.

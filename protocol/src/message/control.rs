@@ -9,6 +9,7 @@ use crate::identity::Token;
 use crate::job::{FileDigest, JobRequest, ModelCard, Terms};
 use crate::plan::netcheck::LinkFigures;
 use crate::plan::{Fabric, Lack, Offer, Plan};
+use crate::version;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -342,6 +343,12 @@ pub enum ToClient {
         ahead: u32,
         /// Whether it outlives the coordinator's process.
         kept: bool,
+        /// Whether it was taken in before.
+        #[serde(
+            skip_serializing_if = "version::unknown::<10, _>",
+            deserialize_with = "version::since::<10, _, _>"
+        )]
+        again: bool,
     },
     /// The worker has left.
     Drained(WorkerId),

@@ -5,6 +5,7 @@ use super::{JobTrace, Profile};
 use crate::fault::Fault;
 use crate::job::{JobSpec, PreviewMap};
 use crate::plan::{Geometry, SiteSpec};
+use crate::version;
 use serde::{Deserialize, Serialize};
 
 /// What happens to a job, in order.
@@ -56,6 +57,12 @@ pub enum Event {
         bands: Vec<BandView>,
         /// Why the work is shared this way.
         reason: String,
+        /// What is rendered from now on, every default settled; none is said to or by an end that does not know of it.
+        #[serde(
+            skip_serializing_if = "version::unknown::<10, _>",
+            deserialize_with = "version::since::<10, _, _>"
+        )]
+        spec: Option<Box<JobSpec>>,
     },
     /// All ranks entered a phase.
     Phase {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The first message on a link, from the higher rank to the lower.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHello {
-    /// [`crate::WIRE_VERSION`] of the caller.
+    /// [`crate::LINK_VERSION`] of the caller.
     pub wire: u16,
     /// The run this link is for.
     pub run: RunId,

@@ -5,6 +5,7 @@
 
 use super::nccl::{self, COMMUNICATOR_ID_BYTES};
 use super::{Axis, Band, Plan};
+use crate::Version;
 use crate::id::{Rank, Site, Slot};
 use crate::job::{Decode, Wire};
 use serde::{Deserialize, Serialize};
@@ -293,7 +294,9 @@ impl Digest {
     /// The digest of `plan` rendered by a model with these `sites`.
     #[must_use]
     pub fn new(plan: &Plan, sites: &[SiteSpec]) -> Self {
-        let bytes = bincode::serde::encode_to_vec((plan, sites), bincode::config::standard())
+        // As ranks of the release before know them.
+        let bytes = Version::OLDEST
+            .speak(|| bincode::serde::encode_to_vec((plan, sites), bincode::config::standard()))
             .expect("plans and sites hold nothing that bincode cannot encode");
         Self(*blake3::hash(&bytes).as_bytes())
     }

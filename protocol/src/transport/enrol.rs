@@ -2,12 +2,12 @@
 
 use super::connection::{ConnectError, Connection, call};
 use super::stream::{FrameReader, FrameWriter, StreamError};
-use crate::Fault;
 use crate::codec::Limits;
 use crate::handshake::{hello, read_enrolled};
 use crate::identity::{Credentials, IdentityError, Request, Role, Token};
 use crate::message::{self, Enrolment};
 use crate::tls::enrolment_config;
+use crate::{Fault, Version};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -81,6 +81,9 @@ async fn ask(
 ) -> Result<Option<bytes::Bytes>, StreamError> {
     let mut reader = FrameReader::new(connection.reading, Limits::GREETING);
     let mut writer = FrameWriter::new(connection.writing, Limits::GREETING);
-    writer.send(&hello(message::Role::Enrol(Box::new(enrolment))), &[]).await?;
+    // Which both ends have known since tokens are there, whatever their releases are.
+    let version = Version::OLDEST;
+    writer.set_version(version);
+    writer.send(&hello(version, message::Role::Enrol(Box::new(enrolment))), &[]).await?;
     Ok(reader.next_frame().await?.map(|frame| frame.body))
 }

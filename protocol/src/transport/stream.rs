@@ -1,5 +1,6 @@
 //! Frames over any byte stream.
 
+use crate::Version;
 use crate::codec::{self, Frame, FrameError, Limits};
 use bytes::{Bytes, BytesMut};
 use serde::Serialize;
@@ -42,19 +43,25 @@ pub struct FrameReader<R> {
     stream: R,
     unread: BytesMut,
     limits: Limits,
+    version: Version,
     bytes: u64,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads frames within `limits` from `stream`.
     pub fn new(stream: R, limits: Limits) -> Self {
-        Self { stream, unread: BytesMut::new(), limits, bytes: 0 }
+        Self { stream, unread: BytesMut::new(), limits, version: Version::newest(), bytes: 0 }
     }
 
     /// Limits the frames that are read from now on: strangers get less than those who have
     /// said hello.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// What is read from now on is of `version`; of the newest, if this is never said.
+    pub fn set_version(&mut self, version: Version) {
+        self.version = version;
     }
 
     /// The next message and its payload. None: the stream ended between two frames.
@@ -66,7 +73,8 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// after that.
     pub async fn next<M: DeserializeOwned>(&mut self) -> Result<Option<(M, Bytes)>, StreamError> {
         let Some(frame) = self.next_frame().await? else { return Ok(None) };
-        Ok(Some((codec::decode_body(&frame.body)?, frame.payload)))
+        let message = self.version.speak(|| codec::decode_body(&frame.body))?;
+        Ok(Some((message, frame.payload)))
     }
 
     /// As [`Self::next`], with the message left undecoded.
@@ -107,19 +115,25 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 pub struct FrameWriter<W> {
     stream: W,
     limits: Limits,
+    version: Version,
     patience: Duration,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Writes frames within `limits` to `stream`.
     pub fn new(stream: W, limits: Limits) -> Self {
-        Self { stream, limits, patience: Duration::MAX }
+        Self { stream, limits, version: Version::newest(), patience: Duration::MAX }
     }
 
     /// How long the other side may take nothing of a frame before the stream counts as broken; for ever,
     /// if this is never said.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
+    }
+
+    /// What is sent from now on is of `version`; of the newest, if this is never said.
+    pub fn set_version(&mut self, version: Version) {
+        self.version = version;
     }
 
     /// Sends a message and its payload, which is not copied.
@@ -133,7 +147,8 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         message: &M,
         payload: &[u8],
     ) -> Result<(), StreamError> {
-        let head = codec::encode_head(message, payload.len(), &self.limits)?;
+        let head =
+            self.version.speak(|| codec::encode_head(message, payload.len(), &self.limits))?;
         let stalled = |_| StreamError::Stalled(self.patience);
         for part in std::iter::once(&head[..]).chain(payload.chunks(WRITE_BYTES)) {
             timeout(self.patience, self.stream.write_all(part)).await.map_err(stalled)??;

@@ -11,7 +11,7 @@ use protocol::message::{
     DataHead, FromClient, Greeting, Hello, PeerAnswer, PeerHello, ToClient, ToCoordinator, ToWorker,
 };
 use protocol::plan::{Branch, Digest, Plan, SiteSpec};
-use protocol::{Fault, FaultKind, Rank, WIRE_VERSION};
+use protocol::{Fault, FaultKind, LINK_VERSION, Rank, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -105,7 +105,7 @@ pub fn handshake(data: &[u8]) {
     for frame in frames(&[data], &Limits::GREETING).0 {
         openers(&frame.body);
         if let Ok(hello) = read_peer_hello(&frame.body).map_err(|fault| refusable(&fault)) {
-            assert_eq!(hello.wire, WIRE_VERSION);
+            assert_eq!(hello.wire, LINK_VERSION);
             let agrees = hello.digest == digest && hello.run == plan.run && hello.to == OWN;
             let due = hello.from > OWN && missing.contains(&hello.from);
             match handshake.admit(&hello) {
@@ -133,11 +133,17 @@ pub fn handshake(data: &[u8]) {
 
 /// The first messages on a control connection, as either end reads them.
 fn openers(body: &[u8]) {
-    let said = codec::decode_body::<Hello>(body);
+    let spoken = codec::decode_start::<u16>(body).ok().and_then(|(wire, _)| Version::of(wire));
+    let decode = || codec::decode_body::<Hello>(body);
+    let said = spoken.unwrap_or(Version::OLDEST).speak(decode);
     match read_hello(body) {
-        Ok(hello) => assert_eq!((hello.wire, Ok(&hello)), (WIRE_VERSION, said.as_ref())),
+        Ok((version, hello)) => {
+            assert_eq!((Some(version), hello.wire), (spoken, version.number()));
+            // As they print, as a number that is none differs from itself.
+            assert_eq!(format!("{hello:?}"), format!("{:?}", said.expect("it was read")));
+        }
         Err(fault) => {
-            let of_ours = said.is_ok_and(|hello| hello.wire == WIRE_VERSION);
+            let of_ours = spoken.is_some() && said.is_ok();
             assert!(!of_ours, "a hello of this version was refused: {fault}");
             refusable(&fault);
         }

@@ -21,6 +21,7 @@ mod refusal;
 mod restart;
 mod shell;
 mod telemetry;
+mod upgrade;
 
 use std::path::Path;
 

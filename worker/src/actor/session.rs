@@ -14,7 +14,7 @@ use protocol::tls::Security;
 use protocol::transport::Endpoint;
 use protocol::transport::connection::{Reading, Writing};
 use protocol::transport::stream::{FrameReader, FrameWriter, StreamError};
-use protocol::{Fault, FaultKind};
+use protocol::{Fault, FaultKind, Version};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -189,9 +189,29 @@ async fn attend(
     Err(SessionError::Lost { address: address.clone(), cause })
 }
 
+/// Joins, in the newest version that both ends speak.
 async fn greet(
+    coordinator: &Coordinator,
+    about: &Join,
+) -> Result<(Reader, Writer, Admission), SessionError> {
+    let greeted = greet_in(coordinator, about, Version::newest()).await;
+    match (&greeted, Version::newest().before()) {
+        (Err(SessionError::Refused { fault, .. }), Some(before))
+            if fault.kind == FaultKind::VersionMismatch =>
+        {
+            let joined = greet_in(coordinator, about, before).await;
+            joined
+                .inspect(|_| tracing::info!("the coordinator is older: wire {before} is spoken"))
+                .or(greeted)
+        }
+        _ => greeted,
+    }
+}
+
+async fn greet_in(
     Coordinator { address, security }: &Coordinator,
     about: &Join,
+    version: Version,
 ) -> Result<(Reader, Writer, Admission), SessionError> {
     let absent = |cause| SessionError::Absent { address: address.clone(), cause };
     let connection = security.connect(address, identity::Role::Coordinator).await;
@@ -200,7 +220,9 @@ async fn greet(
         let mut reader = FrameReader::new(connection.reading, Limits::NO_PAYLOAD);
         let mut writer = FrameWriter::new(connection.writing, Limits::CONTROL);
         let join = Join { resident_bytes: resident_bytes(), ..about.clone() };
-        writer.send(&hello(Role::Worker(Box::new(join))), &[]).await?;
+        reader.set_version(version);
+        writer.set_version(version);
+        writer.send(&hello(version, Role::Worker(Box::new(join))), &[]).await?;
         let answer = reader.next_frame().await?;
         Ok::<_, StreamError>((reader, writer, answer))
     };

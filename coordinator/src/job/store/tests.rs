@@ -275,7 +275,8 @@ fn k1_what_another_release_wrote_is_not_misread_nor_lost() {
     let Event::Failed { fault } = &ended.events[0] else { panic!("{ended:?}") };
     assert!(fault.cause.starts_with("job-2 was ended by release 0.0.7"), "{fault}");
     // The other release goes on with them.
-    alter(&mut store, &format!("UPDATE jobs SET wire = {WIRE_VERSION}"));
+    let newest = Version::newest();
+    alter(&mut store, &format!("UPDATE jobs SET wire = {newest}"));
     assert_eq!(store.unfinished().unwrap().jobs.len(), 2);
     alter(&mut store, others);
     assert_eq!(store.forget(101, u64::MAX).unwrap(), 1, "nor are they kept for ever");

@@ -7,7 +7,7 @@ use protocol::codec::decode_body;
 use protocol::job::{JobRequest, JobSpec};
 use protocol::message::Event;
 use protocol::plan::Plan;
-use protocol::{Epoch, Fault, FaultKind, JobId, RELEASE, WIRE_VERSION};
+use protocol::{Epoch, Fault, FaultKind, JobId, RELEASE, Version};
 use serde::de::DeserializeOwned;
 use std::fmt::Display;
 
@@ -41,13 +41,14 @@ impl Written {
         Ok(Ok(Asked { request, seed, owner, priority, idempotency_key }))
     }
 
-    /// What the bytes mean, if they are of this release's wire version.
+    /// What the bytes mean, if they are of a wire version that this release knows.
     pub(super) fn decode<M: DeserializeOwned>(&self, bytes: &[u8]) -> Result<M, Fault> {
-        if self.wire != WIRE_VERSION {
-            let why = format!("its wire version is {}, not {WIRE_VERSION}", self.wire);
+        let Some(version) = Version::of(self.wire) else {
+            let (oldest, newest) = (Version::OLDEST, Version::newest());
+            let why = format!("its wire version is {}, not one of {oldest} to {newest}", self.wire);
             return Err(self.unreadable(&why));
-        }
-        decode_body(bytes).map_err(|error| self.unreadable(&error))
+        };
+        version.speak(|| decode_body(bytes)).map_err(|error| self.unreadable(&error))
     }
 
     fn unreadable(&self, why: &dyn Display) -> Fault {

@@ -102,12 +102,13 @@ fn event() -> impl Strategy<Value = Event> {
         fault().prop_map(|fault| Event::Failed { fault }),
         trace().prop_map(|trace| Event::Traced { trace }),
         (fault(), any::<u32>()).prop_map(|(fault, call)| Event::Interrupted { fault, call }),
-        (fault(), any::<(u32, u32, [u16; 2], bool)>(), text()).prop_map(
-            |(fault, (broke_at, resumed_at, workers, exact), reason)| {
+        (fault(), any::<(u32, u32, [u16; 2], bool)>(), text(), option::of(spec())).prop_map(
+            |(fault, (broke_at, resumed_at, workers, exact), reason, spec)| {
                 let seconds = 0.5;
                 let recovery =
                     RecoveryView { fault, broke_at, resumed_at, seconds, workers, exact };
-                Event::Resumed { recovery, bands: Vec::new(), reason }
+                let spec = spec.map(Box::new);
+                Event::Resumed { recovery, bands: Vec::new(), reason, spec }
             }
         ),
     ]
@@ -159,10 +160,11 @@ fn cluster() -> impl Strategy<Value = ClusterView> {
 
 pub(crate) fn to_client() -> impl Strategy<Value = ToClient> {
     prop_oneof![
-        any::<(u64, u32, bool)>().prop_map(|(job, ahead, kept)| ToClient::Accepted {
+        any::<(u64, u32, bool, bool)>().prop_map(|(job, ahead, kept, again)| ToClient::Accepted {
             job: JobId(job),
             ahead,
-            kept
+            kept,
+            again
         }),
         any::<u64>().prop_map(|worker| ToClient::Drained(WorkerId(worker))),
         fault().prop_map(ToClient::Refused),

@@ -6,8 +6,8 @@ use protocol::codec::{self, LENGTHS_BYTES, Limits};
 use protocol::handshake::{PeerHandshake, hello};
 use protocol::identity::Fingerprint;
 use protocol::job::{
-    Bands, CfgSplit, Decode, Dtype, FileDigest, GnVariance, InitWish, JobRequest, ModelCard,
-    ModelWork, Parallelism, PreviewMap, Scheduler, Terms, Warmup,
+    Bands, CfgSplit, Decode, Dtype, FileDigest, GnVariance, InitWish, JobRequest, Parallelism,
+    Scheduler, Terms, Warmup,
 };
 use protocol::message::{
     BandView, ClusterView, DataHead, Enrolment, Event, FromClient, Greeting, JobStage, JobTrace,
@@ -17,7 +17,7 @@ use protocol::message::{
 };
 use protocol::plan::netcheck::{self, LinkFigures};
 use protocol::plan::{Band, Branch, Fabric, Kind, Lack, Plan};
-use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, WorkerId};
+use protocol::{Call, Epoch, Fault, FaultKind, JobId, Rank, RunId, Site, Version, WorkerId};
 use serde::Serialize;
 
 const FILE: FileDigest = FileDigest([7; 32]);
@@ -107,38 +107,13 @@ fn join() -> Join {
         listen: ([0, 0, 0, 0], 7412).into(),
         offers: plan.members[0].offers.clone(),
         lacks: vec![Lack { fabric: Fabric::Nccl, cause: "no GPU".to_owned() }],
-        model: card(),
+        model: sample::card(),
         threads: 2,
         kernels: "avx2".to_owned(),
         resident_bytes: 1 << 30,
         speed: 4096,
         free_bytes: 1 << 33,
     }
-}
-
-fn card() -> ModelCard {
-    ModelCard {
-        name: "emoji-xl".to_owned(),
-        digest: "d9".repeat(32),
-        family: "sdxl".to_owned(),
-        dtype: Dtype::F16,
-        latent_channels: 4,
-        vae_factor: 8,
-        row_unit: 4,
-        native: (1024, 1024),
-        scheduler: Scheduler::Euler,
-        guidance: 5.0,
-        weight_bytes: 7 << 30,
-        shards_max: 5,
-        decode_bytes: 2048,
-        work: ModelWork { cell: 4, sites: 155, ..ModelWork::default() },
-        preview: Some(preview()),
-        encode_bytes: 1536,
-    }
-}
-
-fn preview() -> PreviewMap {
-    PreviewMap { weights: vec![[0.25, -0.5, 0.125]; 4], offset: [0.5; 3] }
 }
 
 fn request() -> JobRequest {
@@ -178,7 +153,7 @@ fn openers() -> Vec<Vec<u8>> {
     let request = "-----BEGIN CERTIFICATE REQUEST-----".to_owned();
     let enrolment = Enrolment { token, name: "host-7".to_owned(), request };
     let roles = [Role::Client, Role::Worker(Box::new(join())), Role::Enrol(Box::new(enrolment))];
-    bodies(&roles.map(hello))
+    bodies(&roles.map(|role| hello(Version::newest(), role)))
 }
 
 fn answers() -> Vec<Vec<u8>> {
@@ -282,7 +257,7 @@ fn to_client() -> Vec<Vec<u8>> {
     };
     let wait = WaitView { rank: 0, worker: worker(), seconds: 0.5, posted_bytes: 9, peak_bytes: 8 };
     bodies(&[
-        ToClient::Accepted { job: JobId(1), ahead: 2, kept: true },
+        ToClient::Accepted { job: JobId(1), ahead: 2, kept: true, again: true },
         ToClient::Drained(WorkerId(1)),
         ToClient::Refused(fault()),
         event(Event::Queued { ahead: 1, workers: 2, wanted: 3 }),
@@ -292,13 +267,14 @@ fn to_client() -> Vec<Vec<u8>> {
             geometry: plan.geometry,
             bands: bands.clone(),
             reason: "even".to_owned(),
-            preview: Some(preview()),
+            preview: Some(sample::preview()),
         }),
         event(Event::Interrupted { fault: fault(), call: 7 }),
         event(Event::Resumed {
             recovery: recovery.clone(),
             bands: bands.clone(),
             reason: "even".to_owned(),
+            spec: Some(Box::new(sample::spec(Parallelism::Patch))),
         }),
         event(Event::Notice { text: "truncated".to_owned() }),
         event(Event::Phase { phase: Phase::Decoding }),
@@ -360,7 +336,7 @@ fn cluster(bands: Vec<BandView>) -> ClusterView {
     ClusterView {
         release: protocol::RELEASE.to_owned(),
         up_seconds: 100,
-        model: Some(card()),
+        model: Some(sample::card()),
         workers: vec![worker],
         pairs: vec![pair],
         jobs: vec![job],
@@ -371,7 +347,7 @@ fn cluster(bands: Vec<BandView>) -> ClusterView {
 fn streams() -> Vec<Seed> {
     let run = RUN;
     let control = [
-        frame(&hello(Role::Client), &[]),
+        frame(&hello(Version::newest(), Role::Client), &[]),
         frame(&FromClient::Status, &[]),
         frame(&ToCoordinator::Aborted { run }, &[]),
         frame(&ToCoordinator::Decoded { run, took_us: 9, waited_us: 1, peak_bytes: 0 }, &[7; 96]),
@@ -400,7 +376,7 @@ fn handshakes() -> Vec<Seed> {
     other.spec.seed += 1;
     let disagrees = frame(&PeerHandshake::new(&other, &sites, Rank(3)).hello(Rank(1)), &[]);
     let welcome = frame(&PeerAnswer::Welcome, &[]);
-    let opener = |role| frame(&hello(role), &[]);
+    let opener = |role| frame(&hello(Version::newest(), role), &[]);
     let future = frame(&(7_u16, "9.8.7", "a role of the future", 300_u32), &[]);
     let answers = [
         frame(&Greeting::Welcome { worker: WorkerId(7), lease_ms: 5000 }, &[]),

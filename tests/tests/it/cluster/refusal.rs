@@ -4,7 +4,7 @@ use super::{files, within};
 use bytes::BytesMut;
 use protocol::codec::{self, Limits};
 use protocol::message::{Greeting, Role};
-use protocol::{Fault, FaultKind, handshake};
+use protocol::{Fault, FaultKind, Version, handshake};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -179,7 +179,7 @@ fn refusal(answer: &[u8]) -> Fault {
 #[test]
 fn another_release_is_refused_with_both_named() {
     let cluster = Cluster::start(0);
-    let mut hello = handshake::hello(Role::Client);
+    let mut hello = handshake::hello(Version::newest(), Role::Client);
     hello.wire = 999;
     hello.release = "9.9.9".to_owned();
     let frame = codec::encode(&hello, &[], &Limits::GREETING).unwrap();
@@ -194,7 +194,9 @@ fn garbage_closes_that_session_and_nothing_else() {
     let status = cluster.status();
     let workers = status["workers"].as_array().unwrap();
     let links = workers.iter().map(|worker| worker["address"].as_str().unwrap().to_owned());
-    let client = codec::encode(&handshake::hello(Role::Client), &[], &Limits::GREETING).unwrap();
+    let client =
+        codec::encode(&handshake::hello(Version::newest(), Role::Client), &[], &Limits::GREETING)
+            .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let out = within(folder.path(), "apple.png");
     let mut submit = cluster.submit(&["red apple", "--steps", "60", "--json", "--out", &out]);
