@@ -131,7 +131,9 @@ async fn a_port_that_goes_down_ends_its_links() {
     let down = Device::open(&options()).map(|device| device.to_string());
     link("up");
     println!("a port that went down, after {noticed:?}: {ended:?}");
-    assert!(ended.iter().all(|end| is_closed(end, "port")), "{ended:?}");
+    // The end that notices first hangs up on the other, which may hear of that before it has noticed itself.
+    assert!(ended.iter().all(|end| is_closed(end, "")), "{ended:?}");
+    assert!(ended.iter().any(|end| is_closed(end, "port")), "{ended:?}");
     assert!(matches!(down, Err(RdmaError::PortDown { .. })), "{down:?}");
     while let Err(error) = Device::open(&options()) {
         assert!(start.elapsed() < Duration::from_secs(20), "{error}");
