@@ -119,7 +119,9 @@ mod tests {
         let body = bytes((99_u16, "9.8.7", "a role of the future", 300_u32));
         let fault = read_hello(&body).expect_err("wire 99");
         assert_eq!(fault.kind, FaultKind::VersionMismatch);
-        for part in ["9.8.7", "wire 99", RELEASE, &format!("wire 9 to {WIRE_VERSION}")] {
+        for part in
+            ["9.8.7", "wire 99", RELEASE, &format!("wire {} to {WIRE_VERSION}", Version::OLDEST)]
+        {
             assert!(fault.cause.contains(part), "{part} is missing: {fault}");
         }
     }

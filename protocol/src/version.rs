@@ -168,7 +168,8 @@ mod tests {
         assert_eq!(Version::newest().before(), Some(Version::OLDEST));
         assert_eq!(Version::OLDEST.before(), None);
         assert_eq!(Version::of(WIRE_VERSION + 1), None);
-        for wrong in ["0", "8", "11", "nine"] {
+        let beyond = [WIRE_VERSION_OLDEST - 1, WIRE_VERSION + 1].map(|wire| wire.to_string());
+        for wrong in [&*beyond[0], &beyond[1], "0", "nine"] {
             let error = Version::limit(Some(wrong.to_owned())).unwrap_err().to_string();
             assert!(error.contains(&format!("`{wrong}`")), "{error}");
         }

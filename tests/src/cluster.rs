@@ -56,6 +56,7 @@ pub fn command(name: &str) -> Command {
     command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
     // Whoever runs the tests may be a member of a cluster: no test is.
     command.env_remove("TESSERA_TOKEN").env("TESSERA_IDENTITY", "/nonexistent");
+    command.env_remove(protocol::version::VARIABLE);
     command.env("XDG_CACHE_HOME", binaries().join("cache-of-tests"));
     command
 }
