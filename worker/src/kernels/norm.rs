@@ -98,61 +98,69 @@ impl Kernel for ChunkMoments<'_> {
         let mut scratch = Scratch::take(2 * channels);
         let (sums, squares) = scratch.split_at_mut(channels);
         let origin = &x[..channels];
-        let mut c = 0;
-        while c + 4 * S::LANES <= channels {
-            sum_columns::<S, 4>(s, x, c, sums, squares);
-            c += 4 * S::LANES;
+        sums.fill(0.0);
+        squares.fill(0.0);
+        let mut pixels = x.chunks_exact(8 * channels);
+        for pixels in &mut pixels {
+            add_pixels::<S, 8>(s, pixels, origin, sums, squares);
         }
-        while c + S::LANES <= channels {
-            sum_columns::<S, 1>(s, x, c, sums, squares);
-            c += S::LANES;
-        }
-        for c in c..channels {
-            let by = x.iter().skip(c).step_by(channels).map(|x| x - origin[c]);
-            (sums[c], squares[c]) = by.fold((0.0, 0.0), |(sum, all), by| (sum + by, all + by * by));
+        for pixel in pixels.remainder().chunks_exact(channels) {
+            add_pixels::<S, 1>(s, pixel, origin, sums, squares);
         }
         let pixels = count(x.len() / channels);
-        let size = channels / moments.len();
+        let (share, size) = (1.0 / pixels, channels / moments.len());
         for (g, moment) in moments.iter_mut().enumerate() {
             let group = g * size..(g + 1) * size;
-            let means = group.clone().map(|c| f64::from(origin[c]) + f64::from(sums[c]) / pixels);
-            let mean = means.clone().sum::<f64>() / count(size);
-            let between: f64 = means.map(|m| (m - mean) * (m - mean)).sum();
-            let within: f64 = group
-                .map(|c| f64::from(squares[c]) - f64::from(sums[c]) * f64::from(sums[c]) / pixels)
+            let (mut mean, mut within) = (0.0, 0.0);
+            for c in group.clone() {
+                let sum = f64::from(sums[c]);
+                mean += f64::from(origin[c]) + sum * share;
+                within += f64::from(squares[c]) - sum * sum * share;
+            }
+            mean /= count(size);
+            let between: f64 = group
+                .map(|c| f64::from(origin[c]) + f64::from(sums[c]) * share - mean)
+                .map(|by| by * by)
                 .sum();
             *moment = Sums { count: pixels * count(size), mean, m2: within + pixels * between };
         }
     }
 }
 
-/// The sums, and those of the squares, of what `N` vectors of channels from `c` on differ by from the
-/// first pixel's. They stay in registers while the pixels go by.
+/// Adds what the channels of `N` pixels differ by from the `origin`, and the squares of that. Pixels are added
+/// one after the other, and memory is read in the order in which it lies.
 #[inline(always)]
-fn sum_columns<S: Simd, const N: usize>(
+fn add_pixels<S: Simd, const N: usize>(
     s: S,
-    x: &[f32],
-    c: usize,
+    pixels: &[f32],
+    origin: &[f32],
     sums: &mut [f32],
     squares: &mut [f32],
 ) {
-    let channels = sums.len();
-    let mut origin = [s.splat(0.0); N];
-    for (i, origin) in origin.iter_mut().enumerate() {
-        *origin = s.read(&x[c + i * S::LANES..]);
-    }
-    let (mut sum, mut square) = ([s.splat(0.0); N], [s.splat(0.0); N]);
-    for pixel in x.chunks_exact(channels) {
-        let values = &pixel[c..][..N * S::LANES];
-        for i in 0..N {
-            let by = s.sub(s.read(&values[i * S::LANES..]), origin[i]);
-            square[i] = s.fma(by, by, square[i]);
-            sum[i] = s.add(sum[i], by);
+    let channels = origin.len();
+    let whole = channels - channels % S::LANES;
+    let rows: [&[f32]; N] = std::array::from_fn(|row| &pixels[row * channels..][..channels]);
+    assert!(sums.len() == channels && squares.len() == channels, "a sum for each channel");
+    for c in (0..whole).step_by(S::LANES) {
+        // SAFETY: `c + LANES <= channels`, the length of each.
+        unsafe {
+            let from = s.load(origin.as_ptr().add(c));
+            let mut sum = s.load(sums.as_ptr().add(c));
+            let mut square = s.load(squares.as_ptr().add(c));
+            for row in rows {
+                let by = s.sub(s.load(row.as_ptr().add(c)), from);
+                square = s.fma(by, by, square);
+                sum = s.add(sum, by);
+            }
+            s.store(sums.as_mut_ptr().add(c), sum);
+            s.store(squares.as_mut_ptr().add(c), square);
         }
     }
-    for i in 0..N {
-        s.write(&mut sums[c + i * S::LANES..], sum[i]);
-        s.write(&mut squares[c + i * S::LANES..], square[i]);
+    for c in whole..channels {
+        for row in rows {
+            let by = row[c] - origin[c];
+            (sums[c], squares[c]) = (sums[c] + by, squares[c] + by * by);
+        }
     }
 }
 
