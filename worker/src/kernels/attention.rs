@@ -418,6 +418,9 @@ fn soften<S: Simd>(s: S, keys: usize, (panel, dim): (usize, usize), buffers: &mu
         }
         s.write(&mut largest[lane..], most);
         s.write(&mut total[lane..], sum);
+        if s.sum(s.sub(most, before)) == 0.0 {
+            continue; // No query has met a larger score: there is nothing to shrink.
+        }
         for row in results.chunks_exact_mut(S::WIDTH) {
             let result = s.mul(s.read(&row[lane..]), shrink);
             s.write(&mut row[lane..], result);
