@@ -44,6 +44,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     const WIDTH: usize = 16;
+    const STEPS: usize = 8;
 
     instructions! {
         add(a, b) _mm256_add_ps(a, b);

@@ -44,6 +44,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 14;
     const WIDTH: usize = 32;
+    const STEPS: usize = 1;
 
     instructions! {
         add(a, b) _mm512_add_ps(a, b);

@@ -220,8 +220,8 @@ impl Packed {
         self.panel_count
     }
 
-    /// Some rows of a panel as words of the product, `[rows][PANEL]`: as they lie here, if those are
-    /// their words, else made in `to`. A row is a group of the `words`.
+    /// Some rows of a panel as words of the product, `[PANEL / WIDTH][rows][WIDTH]`: as they lie here, if
+    /// that is how, else made in `to`. A row is a group of the `words`.
     ///
     /// # Panics
     /// When the weight is not packed for them.
@@ -234,36 +234,35 @@ impl Packed {
         rows: Range<usize>,
         to: &'w mut [f32],
     ) -> &'w [f32] {
-        if let Some(lying) = self.lying(words, panel, rows.clone()) {
-            return lying;
-        }
-        let count = rows.len();
+        let to = &mut to[..rows.len() * PANEL];
         match (&self.panels, words) {
-            (Panels::F16(values), Words::F32) => widen(s, &values[self.place(1, panel, rows)], to),
-            (Panels::Bf16(values), Words::F32) => widen(s, &values[self.place(1, panel, rows)], to),
+            (Panels::F32(values), Words::F32) => {
+                let values = &values[self.place(1, panel, rows)];
+                if S::WIDTH == PANEL {
+                    return values;
+                }
+                widen_strips(s, values, to);
+            }
+            (Panels::F16(values), Words::F32) => {
+                widen_strips(s, &values[self.place(1, panel, rows)], to);
+            }
+            (Panels::Bf16(values), Words::F32) => {
+                widen_strips(s, &values[self.place(1, panel, rows)], to);
+            }
+            (Panels::Pairs(values), Words::Bf16) if S::WIDTH == PANEL => {
+                return bytemuck::cast_slice(&values[self.place(2, panel, rows)]);
+            }
+            (Panels::Quads(quads), Words::I8) if S::WIDTH == PANEL => {
+                return bytemuck::cast_slice(&quads.values[self.place(4, panel, rows)]);
+            }
             (Panels::Quads(quads), Words::I16) => {
-                let rows = rows.start / 2..rows.end.div_ceil(2);
-                let quads = &quads.values[self.place(4, panel, rows)];
-                quads::split(quads, bytemuck::cast_slice_mut(to));
+                let quad_rows = rows.start / 2..rows.end.div_ceil(2);
+                let quads = &quads.values[self.place(4, panel, quad_rows)];
+                quads::split(quads, bytemuck::cast_slice_mut(to), rows.len(), S::WIDTH);
             }
             _ => unreachable!("a weight for {:?} as {words:?}", self.arithmetic()),
         }
-        &to[..count * PANEL]
-    }
-
-    /// The same, if they lie here as they are.
-    #[inline(always)]
-    pub(super) fn lying(&self, words: Words, panel: usize, rows: Range<usize>) -> Option<&[f32]> {
-        match (&self.panels, words) {
-            (Panels::F32(values), Words::F32) => Some(&values[self.place(1, panel, rows)]),
-            (Panels::Pairs(values), Words::Bf16) => {
-                Some(bytemuck::cast_slice(&values[self.place(2, panel, rows)]))
-            }
-            (Panels::Quads(quads), Words::I8) => {
-                Some(bytemuck::cast_slice(&quads.values[self.place(4, panel, rows)]))
-            }
-            _ => None,
-        }
+        to
     }
 
     /// What is read for [`Self::words`] of some rows of a panel.
@@ -288,16 +287,17 @@ impl Packed {
         (first + rows.start) * PANEL * group..(first + rows.end) * PANEL * group
     }
 
-    /// Widens the rows `depth` of a panel of floats: `[depth][PANEL]`.
-    #[inline(always)]
-    pub(super) fn widen<S: Simd>(&self, s: S, panel: usize, depth: Range<usize>, to: &mut [f32]) {
-        let rows =
-            (panel * self.depth + depth.start) * PANEL..(panel * self.depth + depth.end) * PANEL;
+    /// A panel of floats, `[depth][PANEL]`.
+    ///
+    /// # Panics
+    /// When it is not of floats.
+    pub(super) fn panel(&self, panel: usize) -> Stored<'_> {
+        let here = self.place(1, panel, 0..self.depth);
         match &self.panels {
-            Panels::F32(values) => widen(s, &values[rows], to),
-            Panels::F16(values) => widen(s, &values[rows], to),
-            Panels::Bf16(values) => widen(s, &values[rows], to),
-            _ => unreachable!("only plain weights are widened"),
+            Panels::F32(values) => Stored::F32(&values[here]),
+            Panels::F16(values) => Stored::F16(&values[here]),
+            Panels::Bf16(values) => Stored::Bf16(&values[here]),
+            _ => unreachable!("a weight for {:?} is not of floats", self.arithmetic()),
         }
     }
 
@@ -415,7 +415,7 @@ fn take<T: Pod + Send + Sync>(values: &[T], group: usize, part: Part<'_>) -> Ali
 }
 
 /// A type weights are stored in.
-trait Element: Copy {
+pub(super) trait Element: Copy {
     /// # Safety
     /// `from` is readable for `LANES` values.
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
@@ -445,11 +445,23 @@ impl Element for bf16 {
     }
 }
 
+/// Widens rows of a panel, `[rows][PANEL]`, and lays each strip of a tile's columns by itself:
+/// `[PANEL / WIDTH][rows][WIDTH]`.
 #[inline(always)]
-fn widen<S: Simd, T: Element>(s: S, values: &[T], to: &mut [f32]) {
-    assert!(to.len() >= values.len() && values.len().is_multiple_of(PANEL), "room for the rows");
-    for at in (0..values.len()).step_by(S::LANES) {
-        // SAFETY: `LANES` divides `PANEL`, so the vector lies in the values, and in `to`.
-        unsafe { s.store(to.as_mut_ptr().add(at), T::load(s, values.as_ptr().add(at))) };
+fn widen_strips<S: Simd, T: Element>(s: S, values: &[T], to: &mut [f32]) {
+    assert_eq!(values.len() % PANEL, 0, "rows of a panel");
+    assert_eq!(to.len(), values.len(), "room for the rows");
+    let strips = to.chunks_exact_mut((values.len() / PANEL * S::WIDTH).max(1));
+    for (strip, to) in strips.enumerate() {
+        let rows = values.chunks_exact(PANEL).zip(to.chunks_exact_mut(S::WIDTH));
+        for (values, to) in rows {
+            let values = &values[strip * S::WIDTH..][..S::WIDTH];
+            for lane in (0..S::WIDTH).step_by(S::LANES) {
+                // SAFETY: `LANES` divides `WIDTH`, so the vector lies in both.
+                unsafe {
+                    s.store(to.as_mut_ptr().add(lane), T::load(s, values.as_ptr().add(lane)))
+                };
+            }
+        }
     }
 }

@@ -24,6 +24,7 @@ impl Simd for Portable {
     const LANES: usize = LANES;
     const ROWS: usize = 4;
     const WIDTH: usize = LANES;
+    const STEPS: usize = 1;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {

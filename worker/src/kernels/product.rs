@@ -18,9 +18,6 @@ const BLOCK_ROWS: usize = 168;
 /// The most panels of a block: its sums are kept until their depth is through.
 const BLOCK_PANELS: usize = 40;
 
-/// Bytes of a weight from which on its panels are fetched ahead: a smaller one is still in the last-level
-/// cache when the next block of rows needs it.
-const FETCHED: usize = 8 << 20;
 /// Bytes in a cache line.
 const LINE: usize = 64;
 
@@ -101,14 +98,13 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
         let [left, right, scales, sums] =
             sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
 
-        let fetches = self.w.bytes() >= FETCHED;
         self.find_scales(s, scales);
         for start in (0..depth).step_by(DEPTH) {
             let step = start..depth.min(start + DEPTH);
             self.pack_rows(s, &step, scales, left);
             for (i, panel) in self.panels.clone().enumerate() {
                 let sums = &mut sums[i % kept * panel_sums..][..panel_sums];
-                let next = Some(panel + 1).filter(|next| fetches && *next < self.panels.end);
+                let next = Some(panel + 1).filter(|next| *next < self.panels.end);
                 let next = next.map(|next| self.w.bytes_of(self.words, next, step.clone()));
                 let right = self.w.words(s, self.words, panel, step.clone(), right);
                 self.multiply_panel(s, &step, (left, right), next.unwrap_or_default(), sums);
@@ -187,7 +183,7 @@ impl<X: Rows, F> Block<'_, X, F> {
                 let tile = Tile {
                     depth: step.len(),
                     a: left.as_ptr(),
-                    b: right[strip..].as_ptr(),
+                    b: right[strip * step.len()..].as_ptr(),
                     c: sums[strip..].as_mut_ptr(),
                     stride: PANEL,
                     add: step.start > 0,

@@ -26,6 +26,9 @@ pub(super) trait Simd: Copy {
     /// Columns in a tile of the product: a multiple of `LANES` that divides
     /// [`PANEL`](super::packed::PANEL).
     const WIDTH: usize;
+    /// Steps of depth that the product's loop takes at a time: several where one is so short that the
+    /// loop itself would count.
+    const STEPS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -140,6 +143,19 @@ pub(super) trait Simd: Copy {
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = from;
+    }
+
+    /// Has the cache line of a value fetched, for use right after; wherever `from` points.
+    #[inline(always)]
+    fn prefetch_near(self, from: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which no address makes fail; every x86-64 has it.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(from.cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = from;

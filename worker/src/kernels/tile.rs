@@ -1,7 +1,6 @@
 //! The product's innermost loop, on one tile of the output, and the layout its rows come in.
 #![expect(unsafe_code, reason = "the innermost loop walks panels by pointer")]
 
-use super::packed::PANEL;
 use super::simd::Simd;
 
 /// What a 32-bit word of a product's left and right side holds.
@@ -37,14 +36,17 @@ pub(super) const DEPTH: usize = 256;
 /// From one row of such a left side to the next: off a power of two, so that the rows of a tile
 /// do not share the few cache lines of one set.
 pub(super) const PITCH: usize = DEPTH + 16;
+/// Words of a cache line.
+const LINE: usize = 16;
 
 /// One tile of a product: `c[r][j] = sum over k of a[k][r] * b[k][j]`, the sums taken in order of
 /// `k`, or that sum added to `c`.
 ///
 /// For [`Simd::multiply`] with `rows` rows, `a` is `[depth][ROWS]` and `b` is `[depth][WIDTH]`. For
 /// [`Simd::multiply_rows`], `a` is `[rows][PITCH]`, of which the first `depth` words of each row are read,
-/// and `b` is `WIDTH` columns of `[depth][PANEL]`. Each of the `rows` rows of `c`, `stride` apart, must be
+/// and `b` is `[depth][WIDTH]` as well. Each of the `rows` rows of `c`, `stride` apart, must be
 /// writable (and where `add`, readable) for `WIDTH` values, which nothing else touches meanwhile.
+/// Rows of the left side that lie after those of this tile are fetched for the next.
 pub(super) struct Tile {
     pub(super) depth: usize,
     pub(super) a: *const f32,
@@ -94,23 +96,31 @@ pub(super) unsafe fn multiply<
     s: S,
     tile: &Tile,
 ) {
-    let (row, step, width) = if IN_ROWS { (PITCH, 1, PANEL) } else { (1, S::ROWS, S::WIDTH) };
+    let ahead = if IN_ROWS { 1 } else { S::ROWS };
     let mut sums = [[s.splat(0.0); N]; M];
     let (mut a, mut b) = (tile.a, tile.b);
-    for _ in 0..tile.depth {
-        let mut columns = [s.splat(0.0); N];
-        for (j, column) in columns.iter_mut().enumerate() {
-            // SAFETY: `b` is at one of `depth` rows of at least `WIDTH` words.
-            *column = unsafe { s.load(b.add(j * S::LANES)) };
+    for i in 0..if tile.add { M } else { 0 } {
+        s.prefetch_near(tile.c.wrapping_add(i * tile.stride));
+    }
+    let mut k = 0;
+    while k < tile.depth {
+        // The next tile's rows are too short for the machine to see them coming.
+        for i in 0..if IN_ROWS && k.is_multiple_of(LINE) { M } else { 0 } {
+            s.prefetch_near(a.wrapping_add((S::ROWS + i) * PITCH));
         }
-        for (i, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: `a` is at one of `depth` steps, and `i < M <= ROWS`.
-            let x = s.splat(unsafe { *a.add(i * row) });
-            for (sum, column) in sums.iter_mut().zip(columns) {
-                *sum = T::fma(s, x, column, *sum);
+        let steps = if k + S::STEPS <= tile.depth { S::STEPS } else { 1 };
+        if steps == S::STEPS {
+            for step in 0..S::STEPS {
+                let (a, b) = (a.wrapping_add(step * ahead), b.wrapping_add(step * S::WIDTH));
+                // SAFETY: so many more steps are of the depth.
+                unsafe { add_step::<S, T, M, N, IN_ROWS>(s, (a, b), &mut sums) };
             }
+        } else {
+            // SAFETY: `k` is a step of the depth.
+            unsafe { add_step::<S, T, M, N, IN_ROWS>(s, (a, b), &mut sums) };
         }
-        (a, b) = (a.wrapping_add(step), b.wrapping_add(width));
+        (a, b) = (a.wrapping_add(steps * ahead), b.wrapping_add(steps * S::WIDTH));
+        k += steps;
     }
     for (i, sums) in sums.into_iter().enumerate() {
         for (j, sum) in sums.into_iter().enumerate() {
@@ -119,6 +129,31 @@ pub(super) unsafe fn multiply<
                 let at = tile.c.add(i * tile.stride + j * S::LANES);
                 s.store(at, if tile.add { T::add(s, s.load(at), sum) } else { sum });
             }
+        }
+    }
+}
+
+/// Adds one step of the depth, whose words begin at `a` and `b`.
+///
+/// # Safety
+/// `b` is readable for `WIDTH` words; `a` for `M` words, or one of each of `M` rows.
+#[inline(always)]
+unsafe fn add_step<S: Simd, T: Terms<S>, const M: usize, const N: usize, const IN_ROWS: bool>(
+    s: S,
+    (a, b): (*const f32, *const f32),
+    sums: &mut [[S::V; N]; M],
+) {
+    let row = if IN_ROWS { PITCH } else { 1 };
+    let mut columns = [s.splat(0.0); N];
+    for (j, column) in columns.iter_mut().enumerate() {
+        // SAFETY: the caller promises `WIDTH` words.
+        *column = unsafe { s.load(b.add(j * S::LANES)) };
+    }
+    for (i, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller promises a word of each row.
+        let x = s.splat(unsafe { *a.add(i * row) });
+        for (sum, column) in sums.iter_mut().zip(columns) {
+            *sum = T::fma(s, x, column, *sum);
         }
     }
 }

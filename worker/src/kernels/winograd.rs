@@ -14,10 +14,10 @@ use std::ops::Range;
 
 use half::bf16;
 
-use self::transform::{Four, Transform, Two};
+use self::transform::{Four, Transform, Two, both_ways};
 use super::conv::{Band, Pixels};
 use super::isa::Isa;
-use super::packed::{Arithmetic, PANEL, Packed};
+use super::packed::{Arithmetic, Element, PANEL, Packed, Stored};
 use super::product::{Finish, share};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
@@ -26,11 +26,13 @@ use super::tile::{DEPTH, PITCH, Tile, Words};
 
 /// Transformed inputs of a block, at most: they are read once for each panel and should stay in a
 /// share of the last-level cache.
-const BLOCK_VALUES: usize = 4 << 20;
+const BLOCK_VALUES: usize = 3 << 20;
 /// Put between places that are read or written together: without it many would lie a multiple of the
 /// page size apart, and compete for the few cache lines of one set.
 const GAP: usize = 16;
-/// Tiles of a block, at least and at most: whole numbers of product tiles on every instruction set.
+/// Channels of a chunk are a multiple of this: whole vectors, and whole words, of every instruction set.
+const WHOLE: usize = 16;
+/// Tiles of a block, at least and at most.
 const BLOCK_TILES: [usize; 2] = [84, 168];
 
 /// Convolves a band by tiles of two outputs each way.
@@ -70,7 +72,6 @@ fn convolve<const M: usize, const N: usize, const PAIRS: bool>(
     let tiles = grid.count();
     let channels = job.x.band.channels;
     let most = (BLOCK_VALUES / (N * N * channels)).clamp(BLOCK_TILES[0], BLOCK_TILES[1]);
-    let most = most / BLOCK_TILES[0] * BLOCK_TILES[0];
     let (tile_blocks, panel_blocks) = split(tiles, most, job.w.panels());
     tasks::each(tile_blocks * panel_blocks, |i| {
         isa.run(Block::<_, _, M, N, PAIRS> {
@@ -138,17 +139,16 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
     fn run<S: Simd>(self, s: S) {
         let tiles = self.tiles.len();
         let chunks = self.chunks().count();
-        let chunk_size = (N * N).div_ceil(Self::PLACES) * tiles * PITCH;
+        let chunk_size = N * N * self.place_size();
         let sizes = [
             chunks * chunk_size,
-            9 * (Self::CHUNK * PANEL + GAP),
-            N * N * (Self::CHUNK_WORDS * PANEL + GAP),
+            N * N * (DEPTH * PANEL + GAP),
             N * N * (tiles * PANEL + GAP),
             M * M * tiles * PANEL,
         ];
         let mut scratch = Scratch::take(sizes.iter().sum());
         let mut rest = &mut scratch[..];
-        let [inputs, taps, weights, sums, outputs] =
+        let [inputs, weights, sums, outputs] =
             sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
 
         for tile in 0..tiles {
@@ -156,7 +156,11 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
         }
         for panel in self.panels.clone() {
             for (chunk, inputs) in self.chunks().zip(inputs.chunks_exact(chunk_size)) {
-                self.transform_weights(s, panel, chunk.clone(), taps, weights);
+                match self.job.w.panel(panel) {
+                    Stored::F32(taps) => self.transform_weights(s, taps, &chunk, weights),
+                    Stored::F16(taps) => self.transform_weights(s, taps, &chunk, weights),
+                    Stored::Bf16(taps) => self.transform_weights(s, taps, &chunk, weights),
+                }
                 self.multiply(s, &chunk, (inputs, weights), sums);
             }
             self.transform_sums(s, sums, outputs);
@@ -169,30 +173,24 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
 impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS: bool>
     Block<'_, T, F, M, N, PAIRS>
 {
-    /// Places of a tile whose values lie side by side in a row of the product's left side.
-    const PLACES: usize = if M == 2 { 2 } else { 4 };
-    /// Words of depth taken at a time: the weights of a panel's chunk stay in the second-level cache.
-    const CHUNK_WORDS: usize = DEPTH / Self::PLACES;
-
     /// What the words hold.
     const WORDS: Words = if PAIRS { Words::Bf16 } else { Words::F32 };
     /// Channels in a word.
     const GROUP: usize = Self::WORDS.group();
-    /// Channels taken at a time.
-    const CHUNK: usize = Self::CHUNK_WORDS * Self::GROUP;
-
+    /// The channels, in parts of at most [`DEPTH`] words and of one size.
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
         let channels = self.job.x.band.channels;
-        (0..channels).step_by(Self::CHUNK).map(move |c| c..channels.min(c + Self::CHUNK))
+        let parts = channels.div_ceil(DEPTH * Self::GROUP).max(1);
+        let size = channels.div_ceil(parts).next_multiple_of(WHOLE).max(1);
+        (0..channels).step_by(size).map(move |c| c..channels.min(c + size))
     }
 
-    /// Where the words of a place of a tile begin, in a chunk.
-    #[inline(always)]
-    fn at(&self, place: usize, tile: usize) -> usize {
-        let row = place / Self::PLACES * self.tiles.len() + tile;
-        row * PITCH + place % Self::PLACES * Self::CHUNK_WORDS
+    /// From the inputs of a place, `[tiles][PITCH]`, to those of the next.
+    fn place_size(&self) -> usize {
+        self.tiles.len() * PITCH + GAP
     }
 
+    /// The inputs of a tile, `[chunk][N * N][tiles][PITCH]` with gaps.
     #[inline(always)]
     fn transform_input<S: Simd>(&self, s: S, tile: usize, chunk_size: usize, to: &mut [f32]) {
         let [image, row, column] = self.grid.place(self.tiles.start + tile);
@@ -204,63 +202,71 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
                 *pixel = self.job.x.at(image, row.unwrap_or(usize::MAX), column * M + j);
             }
         }
+        let place_size = self.place_size();
         for (chunk, to) in self.chunks().zip(to.chunks_exact_mut(chunk_size)) {
+            let to = &mut to[tile * PITCH..][..(N * N - 1) * place_size + PITCH];
             for c in chunk.clone().step_by(S::LANES) {
-                let mut square = [[s.splat(0.0); N]; N];
-                for (values, pixels) in square.iter_mut().zip(&pixels) {
-                    for (value, pixel) in values.iter_mut().zip(pixels) {
-                        *value = s.read_some(&pixel[c..]);
-                    }
-                }
-                let square = T::inputs(s, square);
-                for (i, values) in square.into_iter().enumerate() {
-                    for (j, value) in values.into_iter().enumerate() {
-                        let to = &mut to[self.at(i * N + j, tile)..][..Self::CHUNK_WORDS];
+                let at = c - chunk.start;
+                assert!(at + S::LANES <= PITCH * Self::GROUP, "words of one row");
+                both_ways!(
+                    s, T::input, N => N,
+                    [i, j] s.read_some(&pixels[i][j][c..]),
+                    // SAFETY: of row `tile` of a place, whose pitch a vector that hangs over stays in.
+                    [i, j, value] unsafe {
+                        let to = to.as_mut_ptr().add((i * N + j) * place_size);
                         if PAIRS {
-                            let to = bytemuck::cast_slice_mut::<f32, bf16>(to);
-                            s.write_bf16(&mut to[c - chunk.start..], value);
+                            s.store_bf16(to.cast::<bf16>().add(at), value);
                         } else {
-                            s.write(&mut to[c - chunk.start..], value);
+                            s.store(to.add(at), value);
                         }
                     }
-                }
+                );
             }
         }
     }
 
-    /// The weights of a chunk of channels, `[N * N][words][PANEL]` with gaps.
+    /// The weights of a chunk of channels, `[N * N][PANEL / WIDTH][words][WIDTH]` with gaps, from a panel's
+    /// taps `[9][channels][PANEL]`.
     #[inline(always)]
-    fn transform_weights<S: Simd>(
+    fn transform_weights<S: Simd, W: Element>(
         &self,
         s: S,
-        panel: usize,
-        chunk: Range<usize>,
-        taps: &mut [f32],
+        taps: &[W],
+        chunk: &Range<usize>,
         to: &mut [f32],
     ) {
-        let channels = self.job.x.band.channels;
-        let size = chunk.len() * PANEL;
-        for (tap, to) in taps.chunks_exact_mut(size + GAP).take(9).enumerate() {
-            let first = tap * channels;
-            self.job.w.widen(s, panel, first + chunk.start..first + chunk.end, to);
-        }
-        for row in 0..chunk.len() / Self::GROUP {
+        let tap = self.job.x.band.channels * PANEL;
+        assert!(taps.len() == 9 * tap && chunk.end * PANEL <= tap, "nine taps of every channel");
+        let words = chunk.len() / Self::GROUP;
+        let place_size = words * PANEL + GAP;
+        let to = &mut to[..N * N * place_size];
+        for word in 0..words {
             for lane in (0..PANEL).step_by(S::LANES) {
-                let at = row * Self::GROUP * PANEL + lane;
-                let mut square = T::weights(s, gather_taps(s, taps, size, at));
+                let from = (chunk.start + word * Self::GROUP) * PANEL + lane;
+                let at = (lane / S::WIDTH * words + word) * S::WIDTH + lane % S::WIDTH;
+                let mut first = [[s.splat(0.0); N]; N];
+                both_ways!(
+                    s, T::weight, 3 => N,
+                    // SAFETY: of channel `from / PANEL`, which is one of the chunk's.
+                    [i, j] unsafe { W::load(s, taps.as_ptr().add((3 * i + j) * tap + from)) },
+                    [i, j, value] if PAIRS {
+                        first[i][j] = value;
+                    } else {
+                        s.write(&mut to[(i * N + j) * place_size + at..], value);
+                    }
+                );
                 if PAIRS {
-                    let next = T::weights(s, gather_taps(s, taps, size, at + PANEL));
-                    for (values, next) in square.iter_mut().zip(next) {
-                        for (value, next) in values.iter_mut().zip(next) {
-                            *value = s.pair_bf16(*value, next);
-                        }
-                    }
-                }
-                for (i, values) in square.into_iter().enumerate() {
-                    for (j, value) in values.into_iter().enumerate() {
-                        let place = (i * N + j) * (size / Self::GROUP + GAP);
-                        s.write(&mut to[place + row * PANEL + lane..], value);
-                    }
+                    both_ways!(
+                        s, T::weight, 3 => N,
+                        // SAFETY: of the next channel, the second of the word.
+                        [i, j] unsafe {
+                            W::load(s, taps.as_ptr().add((3 * i + j) * tap + from + PANEL))
+                        },
+                        [i, j, value] s.write(
+                            &mut to[(i * N + j) * place_size + at..],
+                            s.pair_bf16(first[i][j], value),
+                        )
+                    );
                 }
             }
         }
@@ -283,14 +289,14 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
             for strip in (0..PANEL).step_by(S::WIDTH) {
                 for first in (0..tiles).step_by(S::ROWS) {
                     let rows = S::ROWS.min(tiles - first);
-                    let inputs = &inputs[self.at(place, first)..];
+                    let inputs = &inputs[place * self.place_size() + first * PITCH..];
                     assert!(inputs.len() >= (rows - 1) * PITCH + depth, "rows of inputs");
                     let at = place * (tiles * PANEL + GAP) + first * PANEL;
                     let sums = &mut sums[at..][..rows * PANEL];
                     let tile = Tile {
                         depth,
                         a: inputs.as_ptr(),
-                        b: weights[strip..].as_ptr(),
+                        b: weights[strip * depth..].as_ptr(),
                         c: sums[strip..].as_mut_ptr(),
                         stride: PANEL,
                         add: chunk.start > 0,
@@ -311,21 +317,15 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
             let outputs = &mut outputs[first * M * M * PANEL..][..run.len() * M * M * PANEL];
             for tile in 0..run.len() {
                 for lane in (0..PANEL).step_by(S::LANES) {
-                    let mut square = [[s.splat(0.0); N]; N];
-                    for (i, values) in square.iter_mut().enumerate() {
-                        for (j, value) in values.iter_mut().enumerate() {
-                            let at =
-                                (i * N + j) * (tiles * PANEL + GAP) + (first + tile) * PANEL + lane;
-                            *value = s.read(&sums[at..]);
-                        }
-                    }
-                    let square = T::outputs(s, square);
-                    for (i, values) in square.into_iter().enumerate() {
-                        for (j, value) in values.into_iter().enumerate() {
+                    let from = (first + tile) * PANEL + lane;
+                    both_ways!(
+                        s, T::output, N => M,
+                        [i, j] s.read(&sums[(i * N + j) * (tiles * PANEL + GAP) + from..]),
+                        [i, j, value] {
                             let pixel = (i * run.len() + tile) * M + j;
                             s.write(&mut outputs[pixel * PANEL + lane..], value);
                         }
-                    }
+                    );
                 }
             }
         }
@@ -365,16 +365,4 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
             }
         }
     }
-}
-
-/// A vector of each of nine taps of `size` values.
-#[inline(always)]
-fn gather_taps<S: Simd>(s: S, taps: &[f32], size: usize, at: usize) -> [[S::V; 3]; 3] {
-    let mut square = [[s.splat(0.0); 3]; 3];
-    for (i, values) in square.iter_mut().enumerate() {
-        for (j, value) in values.iter_mut().enumerate() {
-            *value = s.read(&taps[(3 * i + j) * (size + GAP) + at..]);
-        }
-    }
-    square
 }

@@ -63,17 +63,18 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
 }
 
-/// Turns `[rows][PANEL][4]` into twice as many rows `[PANEL][2]`.
+/// Turns `[rows][PANEL][4]` into the first `count` of twice as many rows `[2]`, for each strip.
 #[inline(always)]
-pub(super) fn split(quads: &[i8], pairs: &mut [i16]) {
-    let rows = quads.chunks_exact(4 * PANEL).zip(pairs.chunks_exact_mut(4 * PANEL));
-    for (quads, pairs) in rows {
-        let (first, second) = pairs.split_at_mut(2 * PANEL);
-        for (lane, quad) in quads.chunks_exact(4).enumerate() {
-            first[2 * lane] = i16::from(quad[0]);
-            first[2 * lane + 1] = i16::from(quad[1]);
-            second[2 * lane] = i16::from(quad[2]);
-            second[2 * lane + 1] = i16::from(quad[3]);
+pub(super) fn split(quads: &[i8], pairs: &mut [i16], count: usize, width: usize) {
+    for (strip, pairs) in pairs[..2 * PANEL * count].chunks_exact_mut(2 * width * count).enumerate()
+    {
+        for (row, pairs) in pairs.chunks_exact_mut(2 * width).enumerate() {
+            let quads = &quads[(row / 2 * PANEL + strip * width) * 4..][..4 * width];
+            for (pair, quad) in pairs.chunks_exact_mut(2).zip(quads.chunks_exact(4)) {
+                let half = row % 2 * 2;
+                pair[0] = i16::from(quad[half]);
+                pair[1] = i16::from(quad[half + 1]);
+            }
         }
     }
 }

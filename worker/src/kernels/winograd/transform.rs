@@ -5,40 +5,40 @@
 
 use crate::kernels::simd::Simd;
 
-/// A method that applies `$line` down the columns of a square and then along its rows. (A function
-/// that is given `$line` would not be compiled for the instruction set.)
+/// Applies `$line` down the columns of a square of `$a x $a` vectors and then along its rows: vector `[$i, $j]`
+/// is `$load`, and `$store` is told of each `$value` of the result, at `[$k, $l]`.
+///
+/// A function that is given those would not be compiled for the instruction set; and one that takes and
+/// returns whole squares, which fit into no registers, takes twice as long.
 macro_rules! both_ways {
-    ($name:ident, $line:ident, $a:expr, $b:expr) => {
-        #[inline(always)]
-        fn $name<S: Simd>(s: S, square: [[S::V; $a]; $a]) -> [[S::V; $b]; $b] {
-            let mut columns = [[s.splat(0.0); $a]; $b];
-            for c in 0..$a {
-                let mut column = [s.splat(0.0); $a];
-                for (value, row) in column.iter_mut().zip(&square) {
-                    *value = row[c];
-                }
-                for (row, value) in columns.iter_mut().zip(Self::$line(s, column)) {
-                    row[c] = value;
-                }
+    (
+        $s:ident, $line:path, $a:expr => $b:expr,
+        [$i:ident, $j:ident] $load:expr, [$k:ident, $l:ident, $value:ident] $store:expr
+    ) => {{
+        let mut columns = [[$s.splat(0.0); $a]; $b];
+        for $j in 0..$a {
+            let mut column = [$s.splat(0.0); $a];
+            for ($i, value) in column.iter_mut().enumerate() {
+                *value = $load;
             }
-            let mut both = [[s.splat(0.0); $b]; $b];
-            for (both, row) in both.iter_mut().zip(columns) {
-                *both = Self::$line(s, row);
+            for (row, value) in columns.iter_mut().zip($line($s, column)) {
+                row[$j] = value;
             }
-            both
         }
-    };
+        for ($k, row) in columns.into_iter().enumerate() {
+            for ($l, $value) in $line($s, row).into_iter().enumerate() {
+                $store;
+            }
+        }
+    }};
 }
+pub(super) use both_ways;
 
-/// `M` outputs from `N = M + 2` inputs, lane by lane; and `M x M` from `N x N`.
+/// `M` outputs from `N = M + 2` inputs, lane by lane; `M x M` from `N x N` by [`both_ways`].
 pub(super) trait Transform<const M: usize, const N: usize>: Sync {
     fn input<S: Simd>(s: S, d: [S::V; N]) -> [S::V; N];
     fn weight<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; N];
     fn output<S: Simd>(s: S, p: [S::V; N]) -> [S::V; M];
-
-    both_ways!(inputs, input, N, N);
-    both_ways!(weights, weight, 3, N);
-    both_ways!(outputs, output, N, M);
 }
 
 /// Two outputs, at the points 0, 1, -1 and infinity. Each output is a sum that reads nothing but
