@@ -52,6 +52,8 @@ def write(model, folder, stem):
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():
             continue
+        if isinstance(model, (CLIPTextModel, CLIPTextModelWithProjection)) and not name.startswith("text_"):
+            name = f"text_model.{name}"  # as checkpoints have it; transformers 5 leaves it out
         if name.endswith("weight") and tensor.dim() == 1:
             values = torch.ones(tensor.shape, dtype=torch.float16)
         elif tensor.dim() == 1:
