@@ -459,7 +459,7 @@ fn widen_strips<S: Simd, T: Element>(s: S, values: &[T], to: &mut [f32]) {
             for lane in (0..S::WIDTH).step_by(S::LANES) {
                 // SAFETY: `LANES` divides `WIDTH`, so the vector lies in both.
                 unsafe {
-                    s.store(to.as_mut_ptr().add(lane), T::load(s, values.as_ptr().add(lane)))
+                    s.store(to.as_mut_ptr().add(lane), T::load(s, values.as_ptr().add(lane)));
                 };
             }
         }
