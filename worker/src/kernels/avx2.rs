@@ -164,6 +164,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn split_quads(self, quads: __m256) -> [__m256; 2] {
+        // SAFETY: `self` exists, so the machine has the instructions.
+        unsafe { split_quads(quads) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i16(self, to: *mut i16, x: __m256) {
         // SAFETY: the caller promises room for eight values.
         unsafe {
@@ -187,6 +193,23 @@ fn turn_quad(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
         _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
         _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
     ]
+}
+
+/// Puts each byte into the upper half of 16 bits, from where a shift fills the lower half's place with its
+/// sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn split_quads(quads: __m256) -> [__m256; 2] {
+    const NONE: i8 = -1;
+    let first = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+        NONE, 0, NONE, 1, NONE, 4, NONE, 5, NONE, 8, NONE, 9, NONE, 12, NONE, 13,
+    ));
+    // The bytes two further on; of a place that takes none the top bit stays set.
+    let second = _mm256_or_si256(first, _mm256_set1_epi16(0x0200));
+    [first, second].map(|bytes| {
+        let wide = _mm256_shuffle_epi8(_mm256_castps_si256(quads), bytes);
+        _mm256_castsi256_ps(_mm256_srai_epi16::<8>(wide))
+    })
 }
 
 /// Pairs of 16-bit integers.

@@ -258,7 +258,7 @@ impl Packed {
             (Panels::Quads(quads), Words::I16) => {
                 let quad_rows = rows.start / 2..rows.end.div_ceil(2);
                 let quads = &quads.values[self.place(4, panel, quad_rows)];
-                quads::split(quads, bytemuck::cast_slice_mut(to), rows.len(), S::WIDTH);
+                quads::split(s, bytemuck::cast_slice(quads), to, rows.len());
             }
             _ => unreachable!("a weight for {:?} as {words:?}", self.arithmetic()),
         }

@@ -114,6 +114,22 @@ pub(super) trait Simd: Copy {
         self.read(&words)
     }
 
+    /// Widens words of four 8-bit integers to words of two 16-bit integers: of the first two, and of the last.
+    #[inline(always)]
+    fn split_quads(self, quads: Self::V) -> [Self::V; 2] {
+        let mut words = [0.0; MAX_LANES];
+        self.write(&mut words, quads);
+        let half = |shift: u32| {
+            // A byte's sign fills the half above it; the lower half is cut to its own bits.
+            words.map(|word| {
+                let [first, second] = [24 - shift, 16 - shift]
+                    .map(|left| (word.to_bits() << left).cast_signed() >> 24);
+                f32::from_bits((second << 16 | first & 0xffff).cast_unsigned())
+            })
+        };
+        [self.read(&half(0)), self.read(&half(16))]
+    }
+
     /// Rounds values within 16 bits to whole ones, ties to even.
     ///
     /// # Safety

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::{Layout, PANEL, Part, pack, take};
 use crate::kernels::aligned::Aligned;
+use crate::kernels::simd::Simd;
 
 /// Columns of 8-bit values.
 pub(super) struct Quads {
@@ -63,17 +64,24 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |largest: f32, x| largest.max(x.abs()))
 }
 
-/// Turns `[rows][PANEL][4]` into the first `count` of twice as many rows `[2]`, for each strip.
+/// Turns quads `[rows][PANEL]` into the first `count` of twice as many rows of pairs, and lays each strip of a
+/// tile's columns by itself: `[PANEL / WIDTH][count][WIDTH]`.
 #[inline(always)]
-pub(super) fn split(quads: &[i8], pairs: &mut [i16], count: usize, width: usize) {
-    for (strip, pairs) in pairs[..2 * PANEL * count].chunks_exact_mut(2 * width * count).enumerate()
+pub(super) fn split<S: Simd>(s: S, quads: &[f32], pairs: &mut [f32], count: usize) {
+    let width = S::WIDTH;
+    for (strip, pairs) in
+        pairs[..PANEL * count].chunks_exact_mut((width * count).max(1)).enumerate()
     {
-        for (row, pairs) in pairs.chunks_exact_mut(2 * width).enumerate() {
-            let quads = &quads[(row / 2 * PANEL + strip * width) * 4..][..4 * width];
-            for (pair, quad) in pairs.chunks_exact_mut(2).zip(quads.chunks_exact(4)) {
-                let half = row % 2 * 2;
-                pair[0] = i16::from(quad[half]);
-                pair[1] = i16::from(quad[half + 1]);
+        for (row, pairs) in pairs.chunks_mut(2 * width).enumerate() {
+            for lane in (0..width).step_by(S::LANES) {
+                let [first, second] =
+                    s.split_quads(s.read(&quads[row * PANEL + strip * width + lane..]));
+                s.write(&mut pairs[lane..], first);
+                if let Some(pairs) = pairs.get_mut(width..)
+                    && !pairs.is_empty()
+                {
+                    s.write(&mut pairs[lane..], second);
+                }
             }
         }
     }
