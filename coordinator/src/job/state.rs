@@ -1,5 +1,8 @@
 //! A job being rendered: what every rank has done, and the bands put together.
 
+mod rank;
+
+use self::rank::RankState;
 use super::checkpoint::{Checkpoint, VALUE_BYTES};
 use bytes::{Bytes, BytesMut};
 use protocol::job::ModelWork;
@@ -44,21 +47,6 @@ pub struct Tally {
     pub displaced: u32,
     /// How often the job broke off and went on.
     pub recoveries: Vec<RecoveryView>,
-}
-
-/// What one rank has done.
-#[derive(Clone, Debug, Default)]
-struct RankState {
-    phase: Option<Phase>,
-    pixels: Option<Bytes>,
-    waited_us: u64,
-    posted_bytes: u64,
-    peak_bytes: u64,
-    /// In calls after the first, which also warms caches up: time not spent waiting.
-    computed_us: u64,
-    calls: u32,
-    /// How many times as long as the mean it took, in the calls in a row in which it was slow.
-    slow: Vec<f64>,
 }
 
 /// One rank's report of one model call.
@@ -176,9 +164,8 @@ impl RunState {
         let seen = self.plan.ranks().zip(&self.plan.members).zip(&self.ranks);
         let seen = seen.map(|((rank, member), state)| {
             let call = work.flop(work.cells(member.band.rows, columns), all);
-            let flop = call * f64::from(self.plan.batch(rank)) * f64::from(state.calls);
-            let seconds = Duration::from_micros(state.computed_us).as_secs_f64();
-            (state.calls > 0 && seconds > 0.0).then(|| (member.worker, flop / seconds))
+            let rate = state.rate(call * f64::from(self.plan.batch(rank)))?;
+            Some((member.worker, rate))
         });
         seen.collect::<Option<_>>().unwrap_or_default()
     }
@@ -223,10 +210,8 @@ impl RunState {
                 self.calls = calls;
                 self.ranks[rank.index()].waited_us += waited_us;
                 self.ranks[rank.index()].posted_bytes += traffic.posted_bytes();
-                if call > 0 {
-                    self.ranks[rank.index()].computed_us += took_us.saturating_sub(waited_us);
-                    self.ranks[rank.index()].calls += 1;
-                }
+                let us = took_us.saturating_sub(waited_us);
+                self.ranks[rank.index()].computed(call, us, displaced);
                 let latent = payload;
                 let step = Step { rank, took_us, waited_us, displaced, change, history, latent };
                 self.stepped(call, step)
