@@ -30,31 +30,45 @@ use tokio::runtime::Runtime;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const VALUE_BYTES: usize = 1 << 20;
-/// Values of one call: two calls of them are under way.
-const SLOTS: u16 = 16;
+const USAGE: &str =
+    "usage: throughput shm|tcp|tls|quic|quic-tls|memcpy|quinn [--mib N] [--slots N]";
+
+/// How much to move.
+#[derive(Clone, Copy)]
+struct Load {
+    mib: u64,
+    /// Values of one call: two calls of them are under way.
+    slots: u16,
+}
 
 fn main() -> Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (what, mib) = match &arguments[..] {
-        [what] => (what.as_str(), 2048),
-        [what, flag, mib] if flag == "--mib" => (what.as_str(), mib.parse()?),
-        _ => {
-            return Err("usage: throughput shm|tcp|tls|quic|quic-tls|memcpy|quinn [--mib N]".into());
+    let mut arguments = std::env::args().skip(1);
+    let what = arguments.next().ok_or(USAGE)?;
+    let mut load = Load { mib: 2048, slots: 16 };
+    while let Some(flag) = arguments.next() {
+        let number = arguments.next().ok_or(USAGE)?;
+        match flag.as_str() {
+            "--mib" => load.mib = number.parse()?,
+            "--slots" => load.slots = number.parse()?,
+            _ => return Err(USAGE.into()),
         }
-    };
+    }
+    if load.slots == 0 || load.mib < u64::from(load.slots) {
+        return Err("a call has at least one value, and at least one call is measured".into());
+    }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let took = match what {
-        "memcpy" => copy(mib),
-        "quinn" => runtime.block_on(quinn_bulk(mib))?,
-        "shm" => link(&runtime, Fabric::Shm, false, mib)?,
-        "tcp" => link(&runtime, Fabric::Tcp, false, mib)?,
-        "tls" => link(&runtime, Fabric::Tcp, true, mib)?,
-        "quic" => link(&runtime, Fabric::Quic, false, mib)?,
-        "quic-tls" => link(&runtime, Fabric::Quic, true, mib)?,
+    let took = match what.as_str() {
+        "memcpy" => copy(load),
+        "quinn" => runtime.block_on(quinn_bulk(load.mib))?,
+        "shm" => link(&runtime, Fabric::Shm, false, load)?,
+        "tcp" => link(&runtime, Fabric::Tcp, false, load)?,
+        "tls" => link(&runtime, Fabric::Tcp, true, load)?,
+        "quic" => link(&runtime, Fabric::Quic, false, load)?,
+        "quic-tls" => link(&runtime, Fabric::Quic, true, load)?,
         other => return Err(format!("no fabric {other}").into()),
     };
-    let bytes = (mib << 20) as f64;
+    let bytes = (load.mib << 20) as f64;
     println!(
         "{{\"fabric\": \"{what}\", \"mb_per_s\": {:.1}, \"cpu_s_per_gb\": {:.3}}}",
         bytes / took.wall.as_secs_f64() / 1e6,
@@ -87,19 +101,19 @@ fn cpu() -> f64 {
 }
 
 /// Copies one value to as many places as a link has buffers, as often as it takes.
-fn copy(mib: u64) -> Took {
+fn copy(load: Load) -> Took {
     let value = vec![7_u8; VALUE_BYTES];
-    let mut places = vec![vec![1_u8; VALUE_BYTES]; 2 * usize::from(SLOTS)];
+    let mut places = vec![vec![1_u8; VALUE_BYTES]; 2 * usize::from(load.slots)];
     let since = Since::now();
-    for at in 0..mib {
-        let place = &mut places[at as usize % (2 * usize::from(SLOTS))];
+    for at in 0..load.mib {
+        let place = &mut places[at as usize % (2 * usize::from(load.slots))];
         place.copy_from_slice(&value);
         std::hint::black_box(&place);
     }
     since.took()
 }
 
-fn sites() -> Vec<SiteSpec> {
+fn sites(slots: u16) -> Vec<SiteSpec> {
     let site = |bytes: usize| SiteSpec {
         path: "throughput".to_owned(),
         ask: Ask::Moments { groups: (bytes / 8) as u32 },
@@ -108,17 +122,17 @@ fn sites() -> Vec<SiteSpec> {
         halvings: 0,
     };
     assert_eq!(site(8).wire(Wire::F32), Wire::F32);
-    std::iter::once(site(8)).chain((0..SLOTS).map(|_| site(VALUE_BYTES))).collect()
+    std::iter::once(site(8)).chain((0..slots).map(|_| site(VALUE_BYTES))).collect()
 }
 
 /// Moves values from rank 0 to rank 1, which says after each call that it has all of it.
-fn link(runtime: &Runtime, fabric: Fabric, secure: bool, mib: u64) -> Result<Took> {
-    let calls = (mib / u64::from(SLOTS)) as u32;
-    let [mut sender, mut receiver] = runtime.block_on(links(fabric, secure))?;
+fn link(runtime: &Runtime, fabric: Fabric, secure: bool, load: Load) -> Result<Took> {
+    let calls = (load.mib / u64::from(load.slots)) as u32;
+    let [mut sender, mut receiver] = runtime.block_on(links(fabric, secure, load.slots))?;
     let handle = runtime.handle().clone();
     let receiving = std::thread::spawn(move || -> Result<()> {
         for call in 0..calls {
-            for _ in 0..SLOTS {
+            for _ in 0..load.slots {
                 let landed = handle.block_on(poll_fn(|cx| receiver.poll_landed(cx)))?;
                 assert_eq!(landed.bytes.len(), VALUE_BYTES);
             }
@@ -130,7 +144,7 @@ fn link(runtime: &Runtime, fabric: Fabric, secure: bool, mib: u64) -> Result<Too
     let value = Bytes::from(vec![7; VALUE_BYTES]);
     let since = Since::now();
     for call in 0..calls {
-        for site in 1..=SLOTS {
+        for site in 1..=load.slots {
             sender.post(Slot { from: Rank(0), site: Site(site) }, Call(call), value.clone())?;
         }
         if call > 0 {
@@ -144,7 +158,7 @@ fn link(runtime: &Runtime, fabric: Fabric, secure: bool, mib: u64) -> Result<Too
 }
 
 /// Both ends of a link, opened as workers open it.
-async fn links(fabric: Fabric, secure: bool) -> Result<[Box<dyn Link>; 2]> {
+async fn links(fabric: Fabric, secure: bool, slots: u16) -> Result<[Box<dyn Link>; 2]> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let authority = Authority::new(now)?;
     let mut endpoints = Vec::new();
@@ -160,7 +174,7 @@ async fn links(fabric: Fabric, secure: bool) -> Result<[Box<dyn Link>; 2]> {
         endpoints.push(Endpoint::bind(Doors { address, security, fabrics, rdma }).await?);
     }
     let plan = plan(&endpoints);
-    let sites = sites();
+    let sites = sites(slots);
     let open = |rank: u16| endpoints[usize::from(rank)].open(&plan, Rank(rank), &sites);
     let (one, other) = tokio::try_join!(open(0), open(1))?;
     let only = |links: protocol::transport::Links| links.into_iter().next().map(|(_, link)| link);

@@ -4,7 +4,7 @@ the same with nothing of ours around it: tcp beside iperf3, shm beside memcpy, q
     cargo build --release --locked -p protocol --example throughput
     python3 throughput.py --example target/release/examples/throughput
 
-`EXAMPLE WHAT --mib N` carries N MiB from one end to the other of WHAT (tcp, shm, quic, or the yardsticks
+`EXAMPLE WHAT --mib N --slots N` carries N MiB from one end to the other of WHAT (tcp, shm, quic, or the yardsticks
 memcpy and quinn) and prints {"fabric": WHAT, "mb_per_s": ..., "cpu_s_per_gb": ...}: megabytes of 10^6 bytes,
 processor time of both ends together. iperf3 sends in one stream in writes of 1 MiB. A figure is the median
 over rounds; before the first, each is run once without being counted.
@@ -22,8 +22,8 @@ YARDSTICKS = {"tcp": "iperf3", "shm": "memcpy", "quic": "quinn"}
 LIMIT = 300
 
 
-def example(program, what, mib):
-    command = [program, what, "--mib", str(mib)]
+def example(program, what, mib, slots):
+    command = [program, what, "--mib", str(mib), "--slots", str(slots)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(lines) != 1 or lines[0]["fabric"] != what:
@@ -63,6 +63,7 @@ def main():
     parser.add_argument("--example", required=True, metavar="PATH", help="protocol's example `throughput`")
     parser.add_argument("--fabrics", default=",".join(YARDSTICKS), help="[default: %(default)s]")
     parser.add_argument("--mib", type=int, default=2048, help="what each measurement carries [default: 2048]")
+    parser.add_argument("--slots", type=int, default=16, help="values of a call; a link has two buffers for each [default: 16]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--port", type=int, default=5201, help="iperf3's [default: 5201]")
     parser.add_argument("--json", metavar="FILE", help="also write every round's figures")
@@ -74,7 +75,7 @@ def main():
         parser.error("tcp is measured beside iperf3, which is not installed (Debian: apt-get install iperf3)")
 
     def once(what):
-        return iperf3(asked.mib, asked.port) if what == "iperf3" else example(asked.example, what, asked.mib)
+        return iperf3(asked.mib, asked.port) if what == "iperf3" else example(asked.example, what, asked.mib, asked.slots)
 
     whats = [what for fabric in fabrics for what in (fabric, YARDSTICKS[fabric])]
     rounds = {what: [] for what in whats}
