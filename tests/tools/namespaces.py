@@ -9,7 +9,9 @@ hide, exact and displaced, for each fabric.
 The coordinator has a namespace of its own, and links to both nodes that are not slowed down. Workers of a
 node reach each other over its loopback device. Each call of a figure is of one of `--rounds` jobs, the ways
 taking turns; a figure is the median over jobs of the mean over a job's calls (the mean, so that a call
-which a lost packet held up counts). Nothing is left behind, however this ends: namespaces have no names.
+which a lost packet held up counts). Exposed is what a call takes longer than its slowest worker computes; that
+worker's peers wait for it besides, most of all where workers share cores, as long as the longest wait says.
+Nothing is left behind, however this ends: namespaces have no names.
 """
 
 import argparse
@@ -32,6 +34,8 @@ SETTINGS = [Setting(None, 0, 0), Setting(10e9, 0.2e-3, 0), Setting(1e9, 2e-3, 0)
 COORDINATOR, PORT = "10.78.0.1", 7411
 NODES = ["10.77.0.1", "10.77.0.2"]
 MODES = ["full-sync", "corrected"]
+# Jobs before a prediction: a worker's rate is half the last job's, a quarter the one's before, ...
+LEARNING_JOBS = 3
 # How long workers may take to load and join, and a job to render.
 JOIN_LIMIT, JOB_LIMIT = 120, 900
 
@@ -171,6 +175,19 @@ class Cluster:
                 raise SystemExit(f"{' '.join(command)}: {process.stderr.read().strip()}\n{self.logs()}")
         return events
 
+    def exposed(self, job):
+        """Of each call of a job, the seconds by which it took longer than its slowest worker computed."""
+        path = f"{self.folder}/trace.json"
+        self.coordinator(["trace", str(job), "--out", path, "--coordinator", f"{COORDINATOR}:{PORT}"])
+        calls = {}
+        with open(path) as trace:
+            for event in json.load(trace)["traceEvents"]:
+                if event["name"].startswith("call "):
+                    calls.setdefault(int(event["name"][5:]), []).append(event["args"])
+        longest = lambda parts, seconds: max(seconds(part) for part in parts) / 1e6
+        took = lambda part: part["took_us"]
+        return {call: longest(parts, took) - longest(parts, lambda part: took(part) - part["waited_us"]) for call, parts in calls.items()}
+
 
 def end(process):
     process.kill()
@@ -186,19 +203,32 @@ def job(cluster, size, mode, further):
     counted = [at for at in range(1, len(steps)) if steps[at]["displaced"] == displaced]
     if not counted:
         raise SystemExit(f"no call of {mode} was {'displaced' if displaced else 'synchronous'}: give more --steps")
+    exposed = cluster.exposed(next(event["job"] for event in events if event["event"] == "accepted"))
+    for step in steps:
+        step["exposed"] = exposed[step["call"] - 1]
     mean = lambda name: statistics.fmean(steps[at][name] for at in counted)
     crossed = [(steps[counted[-1]]["carried"][way] - steps[counted[0] - 1]["carried"][way]) / len(counted) for way in (0, 1)]
     finished = next(event for event in events if event["event"] == "finished")
     return {
-        "seconds": mean("seconds"), "waited": mean("waited"), "calls": len(counted), "crossed_bytes": max(crossed),
+        "seconds": mean("seconds"), "exposed": mean("exposed"), "waited": mean("waited"), "calls": len(counted), "crossed_bytes": max(crossed),
         "posted_bytes": sum(wait["posted_bytes"] for wait in finished["waits"]) / len(steps),
         "link_processor_seconds": cluster.link.processor_seconds() - start,
         "job_seconds": sum(step["seconds"] for step in steps),
     }
 
 
+def predict(cluster, asked, size, fabric):
+    """What netcheck says of a call of all workers, once some displaced jobs have shown how fast they are."""
+    for _ in range(LEARNING_JOBS):
+        job(cluster, size, "corrected", ["--fabric", fabric])
+    command = ["netcheck", "--json", "--coordinator", f"{COORDINATOR}:{PORT}", "--fabric", fabric, "--cfg-split", "off"]
+    command += ["--width", str(size), "--height", str(size), "--steps", str(asked.steps), "--warmup", str(asked.warmup)]
+    return json.loads(cluster.coordinator(command))["predictions"][-1]
+
+
 def measure(cluster, asked, size):
     """All ways by turns; of each, the median of every figure, and the rounds' own."""
+    predicted = {fabric: predict(cluster, asked, size, fabric) if asked.predict else None for fabric in asked.fabrics}
     ways = {("", "one worker"): ["--workers", "1"]}
     for fabric in asked.fabrics:
         for mode in MODES:
@@ -208,7 +238,7 @@ def measure(cluster, asked, size):
         for (fabric, mode), further in ways.items():
             found = job(cluster, size, "full-sync" if mode == "one worker" else mode, further)
             jobs[fabric, mode].append(found)
-            figures = f"{found['seconds']:.4f} s/step, {found['waited']:.4f} exposed"
+            figures = f"{found['seconds']:.4f} s/step, {found['exposed']:.4f} exposed, {found['waited']:.4f} the longest wait"
             print(f"{cluster.setting}, {size}, round {number}: {f'{fabric} {mode}'.strip()}: {figures}", file=sys.stderr, flush=True)
     median = lambda way: {name: statistics.median(one[name] for one in jobs[way]) for name in jobs[way][0]}
     alone, rows = median(("", "one worker")), []
@@ -219,7 +249,8 @@ def measure(cluster, asked, size):
             "link": str(cluster.setting), "size": size, "fabric": fabric, "one_worker": alone, "full_sync": exact, "displaced": displaced,
             "compute_seconds": alone["seconds"] / shared,
             "transfer_seconds": 8 * displaced["crossed_bytes"] / cluster.setting.rate if cluster.setting.rate else 0.0,
-            "hidden": 1 - displaced["waited"] / exact["waited"] if exact["waited"] else None,
+            "hidden": 1 - displaced["exposed"] / exact["exposed"] if exact["exposed"] else None,
+            "predicted": predicted[fabric],
             "rounds": {mode: jobs[fabric, mode] for mode in MODES},
         })
     return rows
@@ -258,17 +289,30 @@ def tables(checks, rows):
     yield ""
     yield (
         "| link | image | fabric | one worker, s/step | its share of compute, s | crosses the link per step and way, MB | transfer, s |"
-        " full-sync, s/step | exposed, s | displaced, s/step | exposed, s | hidden | the emulated link's own share of a core |"
+        " full-sync, s/step | exposed, s | longest wait, s | displaced, s/step | exposed, s | longest wait, s | hidden | the emulated link's own share of a core |"
     )
-    yield "|" + "---|" * 13
+    yield "|" + "---|" * 15
     for row in rows:
         exact, displaced = row["full_sync"], row["displaced"]
         own = displaced["link_processor_seconds"] / displaced["job_seconds"]
         cells = [
             row["link"], f"{row['size']}x{row['size']}", row["fabric"], f"{row['one_worker']['seconds']:.3f}", f"{row['compute_seconds']:.3f}",
-            f"{displaced['crossed_bytes'] / 1e6:.2f}", f"{row['transfer_seconds']:.4f}", f"{exact['seconds']:.3f}", f"{exact['waited']:.4f}",
-            f"{displaced['seconds']:.3f}", f"{displaced['waited']:.4f}", text(row["hidden"], ".0%"), f"{own:.0%}",
+            f"{displaced['crossed_bytes'] / 1e6:.2f}", f"{row['transfer_seconds']:.4f}", f"{exact['seconds']:.3f}", f"{exact['exposed']:.4f}",
+            f"{exact['waited']:.4f}", f"{displaced['seconds']:.3f}", f"{displaced['exposed']:.4f}",
+            f"{displaced['waited']:.4f}", text(row["hidden"], ".0%"), f"{own:.0%}",
         ]
+        yield f"| {' | '.join(cells)} |"
+    if any(row["predicted"] for row in rows):
+        yield ""
+        yield "| link | image | fabric | workers | full-sync, s/step | predicted | off by | displaced, s/step | predicted | off by |"
+        yield "|" + "---|" * 10
+    for row in rows:
+        if not row["predicted"]:
+            continue
+        cells = [row["link"], f"{row['size']}x{row['size']}", row["fabric"], f"{row['predicted']['workers']}"]
+        for way, name in (("full_sync", "synchronous_seconds"), ("displaced", "displaced_seconds")):
+            measured, predicted = row[way]["seconds"], row["predicted"]["prediction"][name]
+            cells += [f"{measured:.3f}", f"{predicted:.3f}", f"{predicted / measured - 1:+.0%}"]
         yield f"| {' | '.join(cells)} |"
 
 
@@ -285,6 +329,7 @@ def options():
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--warmup", type=int, default=2, help="displaced jobs' first K+1 calls are synchronous [default: 2]")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--predict", action="store_true", help="have `netcheck` predict what is then measured")
     parser.add_argument("--model", help="a checkpoint in the diffusers layout [default: the built-in emoji-xl]")
     parser.add_argument("--prompt", default="red apple")
     parser.add_argument("--then", action="append", default=[], metavar="COMMAND", help="a command of the coordinator's to run after the jobs, such as 'netcheck'")
