@@ -30,6 +30,11 @@ use worker::model::tensor::{Memory, Tensor};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
+    // On a thread of the pool, as a worker computes: one outside would be woken by it each time.
+    rayon::scope(|_| serve())
+}
+
+fn serve() -> anyhow::Result<()> {
     let mut operations = HashMap::new();
     for line in stdin().lock().lines() {
         let line = line?;

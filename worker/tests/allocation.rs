@@ -52,10 +52,10 @@ fn a_steady_call_allocates_small_change_only() {
         [after[0] - before[0], after[1] - before[1]]
     };
     let first = call();
-    let second = call();
-    println!(
-        "the first call: {first:?} large allocations and bytes in all; the second: {second:?}"
-    );
+    // Which of the threads does what is chance: by now each has done everything.
+    call();
+    let third = call();
+    println!("the first call: {first:?} large allocations and bytes in all; the third: {third:?}");
     assert!(first[0] > 0, "the first finds no memory to use again, or nothing is counted");
-    assert_eq!(second[0], 0, "large allocations of a steady call");
+    assert_eq!(third[0], 0, "large allocations of a steady call");
 }

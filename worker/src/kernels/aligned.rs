@@ -34,6 +34,11 @@ impl<T: Pod> Aligned<T> {
         }
         self.length = length;
     }
+
+    /// How long it can grow where it lies.
+    pub(super) fn room(&self) -> usize {
+        self.lines.len() * size_of::<Line>() / size_of::<T>()
+    }
 }
 
 impl<T: Pod> Deref for Aligned<T> {

@@ -65,6 +65,9 @@ fn grid(isa: Isa, tiles: usize, panels: usize) -> (usize, usize) {
         let most_panel_blocks = panels.div_ceil(LEAST_PANELS);
         panel_blocks = panel_blocks.max(wanted.div_ceil(row_blocks.max(1)).min(most_panel_blocks));
         row_blocks = row_blocks.max(wanted.div_ceil(panel_blocks).min(tiles.div_ceil(4)));
+        // As many for each thread, where there are tiles enough.
+        let even = |rows: &usize| (rows * panel_blocks).is_multiple_of(tasks::threads());
+        row_blocks = (row_blocks..=tiles).find(even).unwrap_or(row_blocks);
     }
     (row_blocks, panel_blocks)
 }

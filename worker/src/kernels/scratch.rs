@@ -16,9 +16,15 @@ thread_local! {
 pub(super) struct Scratch(Option<Aligned<f32>>);
 
 impl Scratch {
-    /// A buffer of `length` values.
+    /// A buffer of `length` values: the smallest that is kept and has room, or else the largest, which grows.
     pub(super) fn take(length: usize) -> Self {
-        let mut values = KEPT.with_borrow_mut(Vec::pop).unwrap_or_else(|| Aligned::zeroed(0));
+        let kept = KEPT.with_borrow_mut(|kept| {
+            let has_room = |at: &usize| kept[*at].room() >= length;
+            let smallest = (0..kept.len()).filter(has_room).min_by_key(|at| kept[*at].room());
+            let largest = || (0..kept.len()).max_by_key(|at| kept[*at].room());
+            smallest.or_else(largest).map(|at| kept.swap_remove(at))
+        });
+        let mut values = kept.unwrap_or_else(|| Aligned::zeroed(0));
         values.grow(length);
         Self(Some(values))
     }

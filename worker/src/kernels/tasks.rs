@@ -36,7 +36,7 @@ pub(super) struct Shared<'a> {
     output: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a part is only reached through `part`, whose caller promises that no two overlap.
+// SAFETY: parts are only reached by callers who promise that no two overlap.
 unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Shared<'_> {}
@@ -44,6 +44,14 @@ unsafe impl Sync for Shared<'_> {}
 impl<'a> Shared<'a> {
     pub(super) fn new(output: &'a mut [f32]) -> Self {
         Self { start: output.as_mut_ptr(), length: output.len(), output: PhantomData }
+    }
+
+    /// Where the `length` values from `at` on begin, for tasks whose parts lie in between each other's.
+    #[inline(always)]
+    pub(super) fn pointer(self, at: usize, length: usize) -> *mut f32 {
+        assert!(at <= self.length && length <= self.length - at, "a part lies in its output");
+        // SAFETY: in bounds.
+        unsafe { self.start.add(at) }
     }
 
     /// The `length` values from `at` on.

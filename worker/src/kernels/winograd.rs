@@ -21,7 +21,7 @@ use super::packed::{Arithmetic, Element, PANEL, Packed, Stored};
 use super::product::{Finish, share};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
-use super::tasks;
+use super::tasks::{self, Shared};
 use super::tile::{DEPTH, PITCH, Tile, Words};
 
 /// Transformed inputs of a block, at most: they are read once for each panel and should stay in a
@@ -34,6 +34,8 @@ const GAP: usize = 16;
 const WHOLE: usize = 16;
 /// Tiles of a block, at least and at most.
 const BLOCK_TILES: [usize; 2] = [84, 168];
+/// Tasks for each thread, so that all end at about the same time.
+const PER_THREAD: usize = 3;
 
 /// Convolves a band by tiles of two outputs each way.
 pub(super) fn by_two(
@@ -64,35 +66,47 @@ struct Job<'a, T, F> {
 
 /// Convolves with words of bfloat16 `PAIRS`, or of `f32`: each is compiled by itself, for a vector too many
 /// in a transform costs half its speed.
+///
+/// No sum depends on how the work is shared. Where there are several blocks of tiles for each thread, a
+/// thread takes whole blocks; where there are fewer, all threads transform the inputs of some blocks, and
+/// then multiply them by a panel each.
 fn convolve<const M: usize, const N: usize, const PAIRS: bool>(
     isa: Isa,
     job: &Job<'_, impl Transform<M, N>, impl Finish>,
 ) {
     let grid = Grid::new(job.x.band, M);
-    let tiles = grid.count();
-    let channels = job.x.band.channels;
-    let most = (BLOCK_VALUES / (N * N * channels)).clamp(BLOCK_TILES[0], BLOCK_TILES[1]);
-    let (tile_blocks, panel_blocks) = split(tiles, most, job.w.panels());
-    tasks::each(tile_blocks * panel_blocks, |i| {
-        isa.run(Block::<_, _, M, N, PAIRS> {
-            job,
-            grid,
-            tiles: share(tiles, tile_blocks, i / panel_blocks),
-            panels: share(job.w.panels(), panel_blocks, i % panel_blocks),
+    let (tiles, panels) = (grid.count(), job.w.panels());
+    let most = BLOCK_VALUES / (N * N * job.x.band.channels);
+    let least = tiles.div_ceil(most.clamp(BLOCK_TILES[0], BLOCK_TILES[1]));
+    let wanted = if tasks::threads() == 1 { 1 } else { tasks::threads() * PER_THREAD };
+    let count = if least < wanted { least } else { least.next_multiple_of(tasks::threads()) };
+    let block = |i| Block::<_, _, M, N, PAIRS> { job, grid, tiles: share(tiles, count, i) };
+    if count >= wanted {
+        tasks::each(count, |i| {
+            let block = block(i);
+            let mut inputs = Scratch::take(block.inputs_size());
+            let to = Shared::new(&mut inputs);
+            isa.run(Inputs { block: &block, tiles: 0..block.tiles.len(), to });
+            isa.run(Panels { block: &block, panels: 0..panels, inputs: &inputs });
         });
-    });
-}
-
-/// Into how many blocks tiles and panels are split: tiles into no more than `most` each, and panels
-/// where that leaves threads without work. No sum depends on it.
-fn split(tiles: usize, most: usize, panels: usize) -> (usize, usize) {
-    const PER_THREAD: usize = 3;
-    let tile_blocks = tiles.div_ceil(most);
-    if tasks::threads() == 1 {
-        return (tile_blocks, 1);
+        return;
     }
-    let wanted = (tasks::threads() * PER_THREAD).div_ceil(tile_blocks.max(1));
-    (tile_blocks, wanted.min(panels).max(1))
+    let together = wanted.div_ceil(panels.max(1));
+    for first in (0..count).step_by(together) {
+        let blocks: Vec<_> = (first..count.min(first + together)).map(block).collect();
+        let mut inputs: Vec<Scratch> =
+            blocks.iter().map(|block| Scratch::take(block.inputs_size())).collect();
+        let to: Vec<Shared<'_>> = inputs.iter_mut().map(|inputs| Shared::new(inputs)).collect();
+        let parts = wanted.div_ceil(blocks.len());
+        tasks::each(blocks.len() * parts, |i| {
+            let (block, to) = (&blocks[i / parts], to[i / parts]);
+            isa.run(Inputs { block, tiles: share(block.tiles.len(), parts, i % parts), to });
+        });
+        tasks::each(blocks.len() * panels, |i| {
+            let (block, inputs) = (&blocks[i / panels], &inputs[i / panels]);
+            isa.run(Panels { block, panels: i % panels..i % panels + 1, inputs });
+        });
+    }
 }
 
 /// The tiles of a band.
@@ -124,48 +138,65 @@ impl Grid {
     }
 }
 
-/// Some tiles and panels of a convolution.
+/// Some tiles of a convolution.
 struct Block<'a, T, F, const M: usize, const N: usize, const PAIRS: bool> {
     job: &'a Job<'a, T, F>,
     grid: Grid,
     tiles: Range<usize>,
+}
+
+/// Transforms the inputs of some of a block's tiles, counted from its first, which no other task does.
+struct Inputs<'a, B> {
+    block: &'a B,
+    tiles: Range<usize>,
+    to: Shared<'a>,
+}
+
+/// Multiplies a block's transformed inputs by some panels, which no other task does.
+struct Panels<'a, B> {
+    block: &'a B,
     panels: Range<usize>,
+    inputs: &'a [f32],
 }
 
 impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS: bool> Kernel
-    for Block<'_, T, F, M, N, PAIRS>
+    for Inputs<'_, Block<'_, T, F, M, N, PAIRS>>
 {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let tiles = self.tiles.len();
-        let chunks = self.chunks().count();
-        let chunk_size = N * N * self.place_size();
-        let sizes = [
-            chunks * chunk_size,
-            N * N * (DEPTH * PANEL + GAP),
-            N * N * (tiles * PANEL + GAP),
-            M * M * tiles * PANEL,
-        ];
+        for tile in self.tiles {
+            // SAFETY: no other task transforms this tile.
+            unsafe { self.block.transform_input(s, tile, self.to) };
+        }
+    }
+}
+
+impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS: bool> Kernel
+    for Panels<'_, Block<'_, T, F, M, N, PAIRS>>
+{
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let block = self.block;
+        let tiles = block.tiles.len();
+        let sizes =
+            [N * N * (DEPTH * PANEL + GAP), N * N * (tiles * PANEL + GAP), M * M * tiles * PANEL];
         let mut scratch = Scratch::take(sizes.iter().sum());
         let mut rest = &mut scratch[..];
-        let [inputs, weights, sums, outputs] =
+        let [weights, sums, outputs] =
             sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
 
-        for tile in 0..tiles {
-            self.transform_input(s, tile, chunk_size, inputs);
-        }
-        for panel in self.panels.clone() {
-            for (chunk, inputs) in self.chunks().zip(inputs.chunks_exact(chunk_size)) {
-                match self.job.w.panel(panel) {
-                    Stored::F32(taps) => self.transform_weights(s, taps, &chunk, weights),
-                    Stored::F16(taps) => self.transform_weights(s, taps, &chunk, weights),
-                    Stored::Bf16(taps) => self.transform_weights(s, taps, &chunk, weights),
+        for panel in self.panels {
+            for (chunk, inputs) in block.chunks().zip(self.inputs.chunks(block.chunk_size())) {
+                match block.job.w.panel(panel) {
+                    Stored::F32(taps) => block.transform_weights(s, taps, &chunk, weights),
+                    Stored::F16(taps) => block.transform_weights(s, taps, &chunk, weights),
+                    Stored::Bf16(taps) => block.transform_weights(s, taps, &chunk, weights),
                 }
-                self.multiply(s, &chunk, (inputs, weights), sums);
+                block.multiply(s, &chunk, (inputs, weights), sums);
             }
-            self.transform_sums(s, sums, outputs);
-            // SAFETY: blocks have no tiles and panels in common.
-            unsafe { self.finish(s, panel, outputs) };
+            block.transform_sums(s, sums, outputs);
+            // SAFETY: no other task has the block's tiles and this panel.
+            unsafe { block.finish(s, panel, outputs) };
         }
     }
 }
@@ -190,9 +221,22 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
         self.tiles.len() * PITCH + GAP
     }
 
-    /// The inputs of a tile, `[chunk][N * N][tiles][PITCH]` with gaps.
+    /// From the inputs of a chunk to those of the next.
+    fn chunk_size(&self) -> usize {
+        N * N * self.place_size()
+    }
+
+    /// Values that the block's transformed inputs take, `[chunk][N * N][tiles][PITCH]` with gaps.
+    fn inputs_size(&self) -> usize {
+        self.chunks().count() * self.chunk_size()
+    }
+
+    /// The inputs of a tile.
+    ///
+    /// # Safety
+    /// Nothing else touches that tile's rows of `to` meanwhile.
     #[inline(always)]
-    fn transform_input<S: Simd>(&self, s: S, tile: usize, chunk_size: usize, to: &mut [f32]) {
+    unsafe fn transform_input<S: Simd>(&self, s: S, tile: usize, to: Shared<'_>) {
         let [image, row, column] = self.grid.place(self.tiles.start + tile);
         let mut pixels: [[&[f32]; N]; N] = [[&[]; N]; N];
         for (i, pixels) in pixels.iter_mut().enumerate() {
@@ -203,8 +247,9 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
             }
         }
         let place_size = self.place_size();
-        for (chunk, to) in self.chunks().zip(to.chunks_exact_mut(chunk_size)) {
-            let to = &mut to[tile * PITCH..][..(N * N - 1) * place_size + PITCH];
+        for (i, chunk) in self.chunks().enumerate() {
+            let first = i * self.chunk_size() + tile * PITCH;
+            let to = to.pointer(first, (N * N - 1) * place_size + PITCH);
             for c in chunk.clone().step_by(S::LANES) {
                 let at = c - chunk.start;
                 assert!(at + S::LANES <= PITCH * Self::GROUP, "words of one row");
@@ -213,7 +258,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
                     [i, j] s.read_some(&pixels[i][j][c..]),
                     // SAFETY: of row `tile` of a place, whose pitch a vector that hangs over stays in.
                     [i, j, value] unsafe {
-                        let to = to.as_mut_ptr().add((i * N + j) * place_size);
+                        let to = to.add((i * N + j) * place_size);
                         if PAIRS {
                             s.store_bf16(to.cast::<bf16>().add(at), value);
                         } else {
