@@ -159,7 +159,7 @@ class Cluster:
         asked = self.asked
         command = ["coordinator", "submit", "--coordinator", f"{COORDINATOR}:{PORT}", "--json", asked.prompt]
         command += ["--out", f"{self.folder}/image.png", "--width", str(size), "--height", str(size), "--seed", "1"]
-        command += ["--steps", str(asked.steps), "--warmup", str(asked.warmup), "--bands", "even"]
+        command += ["--steps", str(asked.steps), "--warmup", str(asked.warmup), "--bands", "auto" if asked.predict else "even"]
         process = subprocess.Popen(
             self.command(command + ["--cfg-split", "off", *further]), preexec_fn=self.middle.enter,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=self.environment,
@@ -329,7 +329,7 @@ def options():
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--warmup", type=int, default=2, help="displaced jobs' first K+1 calls are synchronous [default: 2]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--predict", action="store_true", help="have `netcheck` predict what is then measured")
+    parser.add_argument("--predict", action="store_true", help="have `netcheck` predict what is then measured, with bands as tall as workers are fast")
     parser.add_argument("--model", help="a checkpoint in the diffusers layout [default: the built-in emoji-xl]")
     parser.add_argument("--prompt", default="red apple")
     parser.add_argument("--then", action="append", default=[], metavar="COMMAND", help="a command of the coordinator's to run after the jobs, such as 'netcheck'")
