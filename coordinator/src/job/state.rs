@@ -2,7 +2,7 @@
 
 mod rank;
 
-use self::rank::RankState;
+use self::rank::{Computed, RankState};
 use super::checkpoint::{Checkpoint, VALUE_BYTES};
 use bytes::{Bytes, BytesMut};
 use protocol::job::ModelWork;
@@ -27,6 +27,8 @@ pub struct RunState {
     stream_latents: bool,
     started: Duration,
     ranks: Vec<RankState>,
+    /// Of each call, the rank that computed longest.
+    slowest: Computed,
     steps: BTreeMap<u32, Vec<Step>>,
     calls: u32,
     steps_done: u32,
@@ -83,6 +85,7 @@ impl RunState {
             stream_latents,
             started,
             ranks: vec![RankState::default(); plan.world_size()],
+            slowest: Computed::default(),
             steps: BTreeMap::new(),
             calls: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.of),
             steps_done: checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.calls),
@@ -152,7 +155,8 @@ impl RunState {
     }
 
     /// FLOP a second that each worker was seen to compute at predicting by a model of this `work`; none until
-    /// all ranks did two calls.
+    /// all ranks did two calls. A call takes as long as its slowest rank: where that is another one from call
+    /// to call, as on a machine with more workers than cores, all count as so much slower.
     #[must_use]
     pub fn rates(&self, work: &ModelWork) -> Vec<(WorkerId, f64)> {
         // What ranks of a baseline compute is not their bands.
@@ -161,11 +165,14 @@ impl RunState {
         }
         let Geometry { rows, columns, .. } = self.plan.geometry;
         let all = work.cells(rows, columns);
+        let each = self.ranks.iter().filter_map(|rank| rank.computed.seconds());
+        let uneven = self.slowest.seconds().unwrap_or(0.0) / each.fold(0.0, f64::max);
+        let uneven = if uneven > 1.0 { uneven } else { 1.0 };
         let seen = self.plan.ranks().zip(&self.plan.members).zip(&self.ranks);
         let seen = seen.map(|((rank, member), state)| {
             let call = work.flop(work.cells(member.band.rows, columns), all);
-            let rate = state.rate(call * f64::from(self.plan.batch(rank)))?;
-            Some((member.worker, rate))
+            let flop = call * f64::from(self.plan.batch(rank));
+            Some((member.worker, flop / state.computed.seconds()? / uneven))
         });
         seen.collect::<Option<_>>().unwrap_or_default()
     }
@@ -211,7 +218,7 @@ impl RunState {
                 self.ranks[rank.index()].waited_us += waited_us;
                 self.ranks[rank.index()].posted_bytes += traffic.posted_bytes();
                 let us = took_us.saturating_sub(waited_us);
-                self.ranks[rank.index()].computed(call, us, displaced);
+                self.ranks[rank.index()].computed.add(call, us, displaced);
                 let latent = payload;
                 let step = Step { rank, took_us, waited_us, displaced, change, history, latent };
                 self.stepped(call, step)
@@ -267,6 +274,8 @@ impl RunState {
         self.longest = self.longest.max(took.unwrap_or_default());
         self.steps_done = self.steps_done.max(call + 1);
         let displaced = steps.iter().any(|step| step.displaced);
+        let longest = steps.iter().map(|step| step.took_us.saturating_sub(step.waited_us)).max();
+        self.slowest.add(call, longest.unwrap_or_default(), displaced);
         self.tally.calls += 1;
         self.tally.seconds += seconds;
         self.tally.displaced += u32::from(displaced);
@@ -426,6 +435,22 @@ mod tests {
             latent.len(),
             size(geometry.rows * geometry.columns * geometry.channels) * VALUE_BYTES
         );
+    }
+
+    #[test]
+    fn ranks_that_take_turns_at_being_slow_count_as_so_much_slower() {
+        let mut state = RunState::new(plan(2), false, Duration::ZERO);
+        for (call, rank) in (0..5).flat_map(|call| [(call, 0), (call, 1)]) {
+            let (mut message, payload) = stepped(&state, rank, call, 0);
+            if let ToCoordinator::Stepped { took_us, calls, .. } = &mut message {
+                let slow = (call + u32::from(rank)).is_multiple_of(2);
+                (*took_us, *calls) = (if slow { 1_500_000 } else { 1_000_000 }, 5);
+            }
+            state.handle(Rank(rank), message, payload, Duration::ZERO).unwrap();
+        }
+        let rates = state.rates(&ModelWork { fixed_flop: 12, ..ModelWork::default() });
+        // Each computes for half a second and for one by turns, so that every call takes one; two predictions.
+        assert!(rates.len() == 2 && rates.iter().all(|(_, rate)| (rate - 24.0).abs() < 1e-9));
     }
 
     #[test]

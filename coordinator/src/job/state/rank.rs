@@ -14,36 +14,35 @@ pub(super) struct RankState {
     pub(super) peak_bytes: u64,
     /// How many times as long as the mean it took, in the calls in a row in which it was slow.
     pub(super) slow: Vec<f64>,
-    computed: Computed,
+    pub(super) computed: Computed,
 }
 
-/// The calls whose time says how fast a rank is.
+/// The time that a run's calls were computed in, not waited: of a rank, or of each call's slowest.
+///
+/// The first call does not count, which also warms caches up; and once there was a displaced one, only those do. In
+/// synchronous calls workers wait for each other all the time, and what others of the same machine leave
+/// idle makes each look faster than when all compute.
 #[derive(Clone, Copy, Debug, Default)]
-struct Computed {
+pub(super) struct Computed {
     calls: u32,
-    /// Time not spent waiting.
     us: u64,
     displaced: bool,
 }
 
-impl RankState {
-    /// Counts the computing of one of the run's calls: not of the first, which also warms caches up; and once
-    /// there was a displaced one, of those only. In synchronous calls workers wait for each other all the time, and
-    /// what others of the same machine leave idle makes each look faster than when all compute.
-    pub(super) fn computed(&mut self, call: u32, us: u64, displaced: bool) {
-        let so_far = self.computed;
-        if call == 0 || so_far.displaced && !displaced {
+impl Computed {
+    /// Counts a call.
+    pub(super) fn add(&mut self, call: u32, us: u64, displaced: bool) {
+        if call == 0 || self.displaced && !displaced {
             return;
         }
-        let so_far = if displaced == so_far.displaced { so_far } else { Computed::default() };
-        self.computed = Computed { calls: so_far.calls + 1, us: so_far.us + us, displaced };
+        let before = if displaced == self.displaced { *self } else { Self::default() };
+        *self = Self { calls: before.calls + 1, us: before.us + us, displaced };
     }
 
-    /// FLOP a second, where a call takes `flop`; None before it did two calls.
-    pub(super) fn rate(&self, flop: f64) -> Option<f64> {
-        let Computed { calls, us, .. } = self.computed;
-        let seconds = Duration::from_micros(us).as_secs_f64();
-        (calls > 0 && seconds > 0.0).then(|| flop * f64::from(calls) / seconds)
+    /// Seconds of a call; None before there were two.
+    pub(super) fn seconds(self) -> Option<f64> {
+        let seconds = Duration::from_micros(self.us).as_secs_f64();
+        (self.calls > 0 && seconds > 0.0).then(|| seconds / f64::from(self.calls))
     }
 }
 
@@ -53,15 +52,15 @@ mod tests {
 
     #[test]
     fn the_first_call_says_nothing_of_a_rate_and_once_there_are_displaced_calls_only_they_do() {
-        let mut rank = RankState::default();
-        rank.computed(0, 9_000_000, false);
-        assert_eq!(rank.rate(8.0), None);
-        rank.computed(1, 1_000_000, false);
-        assert_eq!(rank.rate(8.0), Some(8.0));
-        rank.computed(2, 2_000_000, true);
-        assert_eq!(rank.rate(8.0), Some(4.0));
-        rank.computed(3, 1_000_000, false); // as after a change of plans
-        rank.computed(4, 4_000_000, true);
-        assert_eq!(rank.rate(8.0), Some(16.0 / 6.0));
+        let mut computed = Computed::default();
+        computed.add(0, 9_000_000, false);
+        assert_eq!(computed.seconds(), None);
+        computed.add(1, 1_000_000, false);
+        assert_eq!(computed.seconds(), Some(1.0));
+        computed.add(2, 2_000_000, true);
+        assert_eq!(computed.seconds(), Some(2.0));
+        computed.add(3, 1_000_000, false); // as after a change of plans
+        computed.add(4, 4_000_000, true);
+        assert_eq!(computed.seconds(), Some(3.0));
     }
 }
