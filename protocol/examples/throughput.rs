@@ -7,6 +7,9 @@
 //! FABRIC is shm, tcp, tls (tcp between members of a cluster), quic or quic-tls (the same); the
 //! yardsticks are memcpy and quinn (one stream of plain quinn). Prints one JSON object: megabytes a
 //! second, and the processor seconds that a gigabyte took both ends together.
+//!
+//! `--slots N` says how many values a call has. A link has two buffers for each, so that a processor's
+//! cache holds those of few, as it holds a yardstick's one buffer, and not those of many.
 #![allow(
     clippy::print_stdout,
     clippy::cast_precision_loss,
@@ -53,8 +56,9 @@ fn main() -> Result<()> {
             _ => return Err(USAGE.into()),
         }
     }
-    if load.slots == 0 || load.mib < u64::from(load.slots) {
-        return Err("a call has at least one value, and at least one call is measured".into());
+    let Load { mib, slots } = load;
+    if slots == 0 || mib == 0 || !mib.is_multiple_of(slots.into()) {
+        return Err(format!("--mib {mib} --slots {slots}: give a whole number of calls").into());
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

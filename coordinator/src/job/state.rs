@@ -166,8 +166,8 @@ impl RunState {
         let Geometry { rows, columns, .. } = self.plan.geometry;
         let all = work.cells(rows, columns);
         let each = self.ranks.iter().filter_map(|rank| rank.computed.seconds());
-        let uneven = self.slowest.seconds().unwrap_or(0.0) / each.fold(0.0, f64::max);
-        let uneven = if uneven > 1.0 { uneven } else { 1.0 };
+        let longest = each.fold(0.0, f64::max);
+        let uneven = self.slowest.seconds().map_or(1.0, |slowest| (slowest / longest).max(1.0));
         let seen = self.plan.ranks().zip(&self.plan.members).zip(&self.ranks);
         let seen = seen.map(|((rank, member), state)| {
             let call = work.flop(work.cells(member.band.rows, columns), all);
