@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::math::refine_reciprocal;
 use super::simd::{Kernel, Simd};
-use super::tile::{Floats, Terms, Tile, Words, by_rows, multiply};
+use super::tile::{Floats, INTERLEAVED, Terms, Tile, Words, by_rows, multiply};
 
 /// AVX2, FMA and F16C. A value exists only where the machine has all three.
 #[derive(Clone, Copy)]
@@ -45,6 +45,8 @@ impl Simd for Avx2 {
     const ROWS: usize = 6;
     const WIDTH: usize = 16;
     const STEPS: usize = 8;
+    const DEPTH: usize = 256;
+    const AHEAD: usize = 0;
 
     instructions! {
         add(a, b) _mm256_add_ps(a, b);
@@ -132,17 +134,17 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
         assert!(words == Words::F32, "AVX2 has no instruction for {words:?}");
-        by_rows!(rows, tile, height, Floats, false, 1 2 3 4 5 6);
+        by_rows!(rows, tile, height, Floats, INTERLEAVED, 1 2 3 4 5 6);
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+    unsafe fn multiply_rows<const PITCH: usize>(self, words: Words, rows: usize, tile: &Tile) {
         match words {
             Words::F32 => {
-                by_rows!(rows, tile, height, Floats, true, 1 2 3 4 5 6);
+                by_rows!(rows, tile, height, Floats, PITCH, 1 2 3 4 5 6);
             }
             Words::I16 => {
-                by_rows!(rows, tile, height, I16s, true, 1 2 3 4 5 6);
+                by_rows!(rows, tile, height, I16s, PITCH, 1 2 3 4 5 6);
             }
             other => unreachable!("AVX2 has no instruction for {other:?}"),
         }
@@ -235,7 +237,7 @@ impl Terms<Avx2> for I16s {
 /// # Safety
 /// As [`Tile`] says, on a machine with the instructions.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn height<T: Terms<Avx2>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
+unsafe fn height<T: Terms<Avx2>, const PITCH: usize, const M: usize>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Avx2, T, M, 2, IN_ROWS>(Avx2(()), tile) }
+    unsafe { multiply::<Avx2, T, M, 2, PITCH>(Avx2(()), tile) }
 }

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use super::math::refine_reciprocal;
 use super::simd::{Kernel, Simd};
-use super::tile::{Floats, I8_ZERO, Terms, Tile, Words, by_rows, multiply};
+use super::tile::{Floats, I8_ZERO, INTERLEAVED, Terms, Tile, Words, by_rows, multiply};
 
 /// AVX-512 F. A value exists only where the machine has it.
 #[derive(Clone, Copy)]
@@ -45,6 +45,8 @@ impl Simd for Avx512 {
     const ROWS: usize = 14;
     const WIDTH: usize = 32;
     const STEPS: usize = 1;
+    const DEPTH: usize = 640;
+    const AHEAD: usize = 32;
 
     instructions! {
         add(a, b) _mm512_add_ps(a, b);
@@ -124,29 +126,29 @@ impl Simd for Avx512 {
     unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
         match words {
             Words::F32 => {
-                by_rows!(rows, tile, base, Floats, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, base, Floats, INTERLEAVED, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::Bf16 => {
-                by_rows!(rows, tile, with_bf16, Bf16s, false, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, with_bf16, Bf16s, INTERLEAVED, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             other => unreachable!("{other:?} are multiplied in rows"),
         }
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+    unsafe fn multiply_rows<const PITCH: usize>(self, words: Words, rows: usize, tile: &Tile) {
         match words {
             Words::F32 => {
-                by_rows!(rows, tile, base, Floats, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, base, Floats, PITCH, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::Bf16 => {
-                by_rows!(rows, tile, with_bf16, Bf16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, with_bf16, Bf16s, PITCH, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::I16 => {
-                by_rows!(rows, tile, with_words, I16s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, with_words, I16s, PITCH, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
             Words::I8 => {
-                by_rows!(rows, tile, with_vnni, I8s, true, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                by_rows!(rows, tile, with_vnni, I8s, PITCH, 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
             }
         }
     }
@@ -271,9 +273,9 @@ macro_rules! heights {
         /// # Safety
         /// As [`Tile`] says, on a machine with the instructions.
         #[target_feature(enable = $features)]
-        unsafe fn $name<T: Terms<Avx512>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
+        unsafe fn $name<T: Terms<Avx512>, const PITCH: usize, const M: usize>(tile: &Tile) {
             // SAFETY: the caller keeps the promises of `Tile`.
-            unsafe { multiply::<Avx512, T, M, 2, IN_ROWS>(Avx512(()), tile) }
+            unsafe { multiply::<Avx512, T, M, 2, PITCH>(Avx512(()), tile) }
         }
     )+};
 }

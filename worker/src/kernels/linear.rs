@@ -155,6 +155,18 @@ impl<'a> Output<'a> {
 
 impl Finish for Output<'_> {
     #[inline(always)]
+    fn fetch<S: Simd>(&self, s: S, rows: Range<usize>, panel: usize) {
+        let columns = PANEL.min(self.outputs - panel * PANEL);
+        for row in rows {
+            let at = row * self.outputs + panel * PANEL;
+            s.prefetch_near(self.out.pointer(at, columns), columns);
+            if let Some(residual) = self.epilogue.residual {
+                s.prefetch_near(residual[at..].as_ptr(), columns);
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn finish<S: Simd>(&self, s: S, rows: Range<usize>, panel: usize, sums: &[f32]) {
         let place = (rows, panel);
         // SAFETY: the caller's promise is handed on.
@@ -178,6 +190,15 @@ struct Gated<'a> {
 }
 
 impl Finish for Gated<'_> {
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, s: S, rows: Range<usize>, panel: usize) {
+        let first = panel * PANEL / 2;
+        let columns = (PANEL / 2).min(self.inner - first);
+        for row in rows {
+            s.prefetch_near(self.out.pointer(row * self.inner + first, columns), columns);
+        }
+    }
+
     #[inline(always)]
     unsafe fn finish<S: Simd>(&self, s: S, rows: Range<usize>, panel: usize, sums: &[f32]) {
         const HALF: usize = PANEL / 2;

@@ -6,7 +6,7 @@ use std::array;
 use half::{bf16, f16};
 
 use super::simd::Simd;
-use super::tile::{Floats, Terms, Tile, Words, by_rows, multiply};
+use super::tile::{Floats, INTERLEAVED, Terms, Tile, Words, by_rows, multiply};
 
 const LANES: usize = 8;
 
@@ -25,6 +25,8 @@ impl Simd for Portable {
     const ROWS: usize = 4;
     const WIDTH: usize = LANES;
     const STEPS: usize = 1;
+    const DEPTH: usize = 256;
+    const AHEAD: usize = 0;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -123,17 +125,17 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile) {
         assert!(words == Words::F32, "there is no portable instruction for {words:?}");
-        by_rows!(rows, tile, height, Floats, false, 1 2 3 4);
+        by_rows!(rows, tile, height, Floats, INTERLEAVED, 1 2 3 4);
     }
 
     #[inline(always)]
-    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile) {
+    unsafe fn multiply_rows<const PITCH: usize>(self, words: Words, rows: usize, tile: &Tile) {
         match words {
             Words::F32 => {
-                by_rows!(rows, tile, height, Floats, true, 1 2 3 4);
+                by_rows!(rows, tile, height, Floats, PITCH, 1 2 3 4);
             }
             Words::I16 => {
-                by_rows!(rows, tile, height, I16s, true, 1 2 3 4);
+                by_rows!(rows, tile, height, I16s, PITCH, 1 2 3 4);
             }
             other => unreachable!("there is no portable instruction for {other:?}"),
         }
@@ -181,7 +183,7 @@ impl Terms<Portable> for I16s {
 
 /// # Safety
 /// As [`Tile`] says.
-unsafe fn height<T: Terms<Portable>, const IN_ROWS: bool, const M: usize>(tile: &Tile) {
+unsafe fn height<T: Terms<Portable>, const PITCH: usize, const M: usize>(tile: &Tile) {
     // SAFETY: the caller keeps the promises of `Tile`.
-    unsafe { multiply::<Portable, T, M, 1, IN_ROWS>(Portable, tile) }
+    unsafe { multiply::<Portable, T, M, 1, PITCH>(Portable, tile) }
 }

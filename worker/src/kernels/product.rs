@@ -10,16 +10,25 @@ use super::packed::{PANEL, Packed, scale_of};
 use super::scratch::Scratch;
 use super::simd::{Kernel, MAX_LANES, Simd};
 use super::tasks;
-use super::tile::{DEPTH, I8_ZERO, PITCH, Tile, Words};
+use super::tile::{I8_ZERO, Tile, Words, pitch};
 
-/// Rows of a block: a whole number of tiles for every instruction set, and few enough that
-/// [`DEPTH`] of their values stay in the second-level cache.
-const BLOCK_ROWS: usize = 168;
+/// Words of depth that are summed at a time, at most, by any instruction set.
+const DEPTH: usize = 640;
+/// Words of a step are a multiple of this, but for the last step's: whole vectors of whatever is packed.
+const WHOLE: usize = 16;
+/// From one row of the left side to the next.
+const PITCH: usize = pitch(DEPTH);
+/// Rows of a block, at most: few enough that [`DEPTH`] of their values stay in the second-level cache, and
+/// enough that weights are seldom read more than once.
+const BLOCK_ROWS: usize = 294;
+/// The same where several threads share the work: rows are packed again for each block of panels, of which
+/// there may be fewer if there are more blocks of rows.
+const SHARED_BLOCK_ROWS: usize = 168;
 /// The most panels of a block: its sums are kept until their depth is through.
 const BLOCK_PANELS: usize = 40;
 
-/// Bytes in a cache line.
-const LINE: usize = 64;
+/// So many rows before it is packed, a row is fetched.
+const ROWS_AHEAD: usize = 2;
 
 /// The left side of a product: rows that come in stretches of equal length.
 pub(super) trait Rows: Sync {
@@ -33,6 +42,9 @@ pub(super) trait Rows: Sync {
 
 /// What becomes of the sums.
 pub(super) trait Finish: Sync {
+    /// Has what [`Finish::finish`] will read and write for these rows and this panel fetched.
+    fn fetch<S: Simd>(&self, s: S, rows: Range<usize>, panel: usize);
+
     /// Takes the sums of some rows and all columns of one panel, `[rows][PANEL]`.
     ///
     /// # Safety
@@ -58,7 +70,8 @@ pub(super) fn product(isa: Isa, x: &impl Rows, w: &Packed, finish: &impl Finish)
 fn grid(isa: Isa, tiles: usize, panels: usize) -> (usize, usize) {
     const PER_THREAD: usize = 3;
     const LEAST_PANELS: usize = 4;
-    let mut row_blocks = tiles.div_ceil(BLOCK_ROWS / isa.tile_rows());
+    let most_rows = if tasks::threads() == 1 { BLOCK_ROWS } else { SHARED_BLOCK_ROWS };
+    let mut row_blocks = tiles.div_ceil(most_rows / isa.tile_rows());
     let mut panel_blocks = panels.div_ceil(BLOCK_PANELS);
     if tasks::threads() > 1 {
         let wanted = tasks::threads() * PER_THREAD;
@@ -94,23 +107,27 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
         let panel_sums = rows * PANEL;
         let depth = self.w.depth().div_ceil(self.words.group());
         // Sums that are complete after one step are finished at once and need not be kept.
-        let kept = if depth <= DEPTH { 1 } else { self.panels.len() };
-        let sizes = [rows * PITCH, DEPTH * PANEL, rows.next_multiple_of(16), kept * panel_sums];
+        let kept = if depth <= S::DEPTH { 1 } else { self.panels.len() };
+        let sizes = [rows * PITCH, S::DEPTH * PANEL, rows.next_multiple_of(16), kept * panel_sums];
         let mut scratch = Scratch::take(sizes.iter().sum());
         let mut rest = &mut scratch[..];
         let [left, right, scales, sums] =
             sizes.map(|size| rest.split_off_mut(..size).expect("the sizes add up"));
 
         self.find_scales(s, scales);
-        for start in (0..depth).step_by(DEPTH) {
-            let step = start..depth.min(start + DEPTH);
+        const { assert!(S::DEPTH <= DEPTH && S::DEPTH.is_multiple_of(WHOLE), "rows fit a pitch") };
+        let steps = depth.div_ceil(S::DEPTH).max(1);
+        let length = depth.div_ceil(steps).next_multiple_of(WHOLE).max(1);
+        for start in (0..depth).step_by(length) {
+            let step = start..depth.min(start + length);
             self.pack_rows(s, &step, scales, left);
             for (i, panel) in self.panels.clone().enumerate() {
                 let sums = &mut sums[i % kept * panel_sums..][..panel_sums];
                 let next = Some(panel + 1).filter(|next| *next < self.panels.end);
                 let next = next.map(|next| self.w.bytes_of(self.words, next, step.clone()));
                 let right = self.w.words(s, self.words, panel, step.clone(), right);
-                self.multiply_panel(s, &step, (left, right), next.unwrap_or_default(), sums);
+                let sides = (&*left, right);
+                self.multiply_panel(s, &step, panel, sides, next.unwrap_or_default(), sums);
                 if step.end == depth {
                     self.scale(s, panel, scales, sums);
                     // SAFETY: blocks have no rows and panels in common.
@@ -121,7 +138,7 @@ impl<X: Rows, F: Finish> Kernel for Block<'_, X, F> {
     }
 }
 
-impl<X: Rows, F> Block<'_, X, F> {
+impl<X: Rows, F: Finish> Block<'_, X, F> {
     /// What 1 stands for in each row, if its values are rounded to 8 bits.
     #[inline(always)]
     fn find_scales<S: Simd>(&self, s: S, scales: &mut [f32]) {
@@ -149,6 +166,7 @@ impl<X: Rows, F> Block<'_, X, F> {
         let values = step.start * group..self.w.depth().min(step.end * group);
         let stretch = self.x.stretch();
         for ((row, to), scale) in self.rows.clone().zip(to.chunks_exact_mut(PITCH)).zip(scales) {
+            let soon = Some(row + ROWS_AHEAD).filter(|soon| *soon < self.rows.end);
             // The last word may have more room than there are values.
             to[step.len() - 1] = 0.0;
             let mut k = values.start;
@@ -156,6 +174,9 @@ impl<X: Rows, F> Block<'_, X, F> {
                 let (part, within) = (k / stretch, k % stretch);
                 let length = (stretch - within).min(values.end - k);
                 let x = &self.x.part(row, part)[within..][..length];
+                let soon = soon.map(|soon| &self.x.part(soon, part)[within..][..length]);
+                let soon = soon.unwrap_or_default();
+                s.prefetch_near(soon.as_ptr(), soon.len());
                 match self.words {
                     Words::F32 => to[k - values.start..][..length].copy_from_slice(x),
                     words => pack_words(s, words, x, 1.0 / scale, (to, k - values.start)),
@@ -166,23 +187,30 @@ impl<X: Rows, F> Block<'_, X, F> {
     }
 
     /// Adds one step of the depth to the sums `[rows][PANEL]` of a panel, or begins them with it; and
-    /// meanwhile fetches the step of the `next` panel, which the first tile would wait for.
+    /// meanwhile fetches the step of the `next` panel, which the first tile would wait for, and in the last
+    /// step what the panel's sums become.
     #[inline(always)]
     fn multiply_panel<S: Simd>(
         &self,
         s: S,
         step: &Range<usize>,
+        panel: usize,
         (left, right): (&[f32], &[f32]),
         next: &[u8],
         sums: &mut [f32],
     ) {
         assert_eq!(right.len(), step.len() * PANEL, "a step of a panel");
+        let last = step.end == self.w.depth().div_ceil(self.words.group());
         let tiles = PANEL / S::WIDTH * self.rows.len().div_ceil(S::ROWS);
         let mut next = next.chunks(next.len().div_ceil(tiles).max(1));
         for strip in (0..PANEL).step_by(S::WIDTH) {
             let tiles = left.chunks(S::ROWS * PITCH).zip(sums.chunks_mut(S::ROWS * PANEL));
-            for (left, sums) in tiles {
-                next.next().unwrap_or_default().chunks(LINE).for_each(|line| s.prefetch(line));
+            for (row, (left, sums)) in self.rows.clone().step_by(S::ROWS).zip(tiles) {
+                let next = next.next().unwrap_or_default();
+                s.prefetch(next.as_ptr(), next.len());
+                if strip == 0 && last {
+                    self.finish.fetch(s, row..row + left.len() / PITCH, panel);
+                }
                 let tile = Tile {
                     depth: step.len(),
                     a: left.as_ptr(),
@@ -192,7 +220,7 @@ impl<X: Rows, F> Block<'_, X, F> {
                     add: step.start > 0,
                 };
                 // SAFETY: the slices are cut to the sizes that `Tile` asks for.
-                unsafe { s.multiply_rows(self.words, left.len() / PITCH, &tile) };
+                unsafe { s.multiply_rows::<PITCH>(self.words, left.len() / PITCH, &tile) };
             }
         }
     }

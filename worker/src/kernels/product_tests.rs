@@ -37,7 +37,7 @@ proptest! {
 
     #[test]
     fn linear_is_a_product_and_its_epilogue(
-        (rows_each, batch, outputs, depth) in (1..40_usize, 1..4_usize, 1..100_usize, 1..600_usize),
+        (rows_each, batch, outputs, depth) in (1..40_usize, 1..4_usize, 1..100_usize, 1..1500_usize),
         (ty, activation) in (types(), activations()),
         (biases, residual) in (0..3_usize, any::<bool>()),
         seed in any::<u64>(),
@@ -61,7 +61,7 @@ proptest! {
 
     #[test]
     fn a_row_does_not_depend_on_the_others(
-        (rows, outputs, depth) in (2..400_usize, 1..200_usize, 1..600_usize),
+        (rows, outputs, depth) in (2..400_usize, 1..200_usize, 1..1500_usize),
         (a, b) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         threads in 1..5_usize,
         seed in any::<u64>(),

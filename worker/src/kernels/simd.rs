@@ -29,6 +29,13 @@ pub(super) trait Simd: Copy {
     /// Steps of depth that the product's loop takes at a time: several where one is so short that the
     /// loop itself would count.
     const STEPS: usize;
+    /// Words of depth that a product sums in a tile's registers, at most. A tile's part of the right side
+    /// stays in the first-level cache if it is short; where steps take long, it may come from the second,
+    /// and sums are read and written less often if it is long.
+    const DEPTH: usize;
+    /// So many steps before a product needs it, the right side is fetched into the first-level cache; none
+    /// where it stays there.
+    const AHEAD: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -74,12 +81,12 @@ pub(super) trait Simd: Copy {
     /// [`Isa::words`](super::Isa::words) chose them.
     unsafe fn multiply(self, words: Words, rows: usize, tile: &Tile);
 
-    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side lies in rows.
+    /// Multiplies one tile of `rows` rows, from 1 to `ROWS`, whose left side lies in rows, `PITCH` words apart.
     ///
     /// # Safety
     /// As [`Tile`] says; and the machine has the instructions for the `words`, as
     /// [`Isa::words`](super::Isa::words) chose them.
-    unsafe fn multiply_rows(self, words: Words, rows: usize, tile: &Tile);
+    unsafe fn multiply_rows<const PITCH: usize>(self, words: Words, rows: usize, tile: &Tile);
 
     /// The sum of 32-bit integers, which lie in the bits of `a` and `b`.
     fn add_integers(self, a: Self::V, b: Self::V) -> Self::V;
@@ -151,30 +158,18 @@ pub(super) trait Simd: Copy {
         }
     }
 
-    /// Has the cache line of the first byte fetched, for use a little later.
+    /// Has the cache lines of `count` values fetched to the second-level cache, for use a little later; wherever
+    /// they are.
     #[inline(always)]
-    fn prefetch(self, from: &[u8]) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint, which no address makes fail; every x86-64 has it.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = from;
+    fn prefetch<T>(self, from: *const T, count: usize) {
+        prefetch::<1>(from.cast(), count * size_of::<T>());
     }
 
-    /// Has the cache line of a value fetched, for use right after; wherever `from` points.
+    /// Has the cache lines of `count` values fetched to the first-level cache, for use right after; wherever
+    /// they are.
     #[inline(always)]
-    fn prefetch_near(self, from: *const f32) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a hint, which no address makes fail; every x86-64 has it.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(from.cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = from;
+    fn prefetch_near(self, from: *const f32, count: usize) {
+        prefetch::<0>(from.cast(), count * size_of::<f32>());
     }
 
     /// The first `LANES` values of `from`.
@@ -229,6 +224,26 @@ pub(super) trait Simd: Copy {
         let mut values = [0.0; MAX_LANES];
         self.write(&mut values, x);
         values.iter().sum()
+    }
+}
+
+/// Has the cache lines of some bytes fetched to the cache of a level, counted from 0.
+#[inline(always)]
+fn prefetch<const LEVEL: i32>(from: *const u8, bytes: usize) {
+    const LINE: usize = 64;
+    for byte in (0..bytes).step_by(LINE) {
+        let line = from.wrapping_add(byte);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which no address makes fail; every x86-64 has it.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+            match LEVEL {
+                0 => _mm_prefetch::<_MM_HINT_T0>(line.cast()),
+                _ => _mm_prefetch::<_MM_HINT_T1>(line.cast()),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
     }
 }
 

@@ -31,11 +31,14 @@ impl Words {
     }
 }
 
-/// The most words of depth of a tile whose left side lies in rows.
-pub(super) const DEPTH: usize = 256;
-/// From one row of such a left side to the next: off a power of two, so that the rows of a tile
-/// do not share the few cache lines of one set.
-pub(super) const PITCH: usize = DEPTH + 16;
+/// From one row of a left side to the next, in words, where rows have `depth` of them: off a power of
+/// two, so that the rows of a tile do not share the few cache lines of one set.
+pub(super) const fn pitch(depth: usize) -> usize {
+    depth + LINE
+}
+
+/// The pitch of a left side that is interleaved: each row is the next word.
+pub(super) const INTERLEAVED: usize = 1;
 /// Words of a cache line.
 const LINE: usize = 16;
 
@@ -91,33 +94,34 @@ pub(super) unsafe fn multiply<
     T: Terms<S>,
     const M: usize,
     const N: usize,
-    const IN_ROWS: bool,
+    const PITCH: usize,
 >(
     s: S,
     tile: &Tile,
 ) {
-    let ahead = if IN_ROWS { 1 } else { S::ROWS };
+    let in_rows = PITCH != INTERLEAVED;
+    let ahead = if in_rows { 1 } else { S::ROWS };
     let mut sums = [[s.splat(0.0); N]; M];
     let (mut a, mut b) = (tile.a, tile.b);
     for i in 0..if tile.add { M } else { 0 } {
-        s.prefetch_near(tile.c.wrapping_add(i * tile.stride));
+        s.prefetch_near(tile.c.wrapping_add(i * tile.stride), S::WIDTH);
     }
     let mut k = 0;
     while k < tile.depth {
         // The next tile's rows are too short for the machine to see them coming.
-        for i in 0..if IN_ROWS && k.is_multiple_of(LINE) { M } else { 0 } {
-            s.prefetch_near(a.wrapping_add((S::ROWS + i) * PITCH));
+        for i in 0..if in_rows && k.is_multiple_of(LINE) { M } else { 0 } {
+            s.prefetch_near(a.wrapping_add((S::ROWS + i) * PITCH), 1);
         }
         let steps = if k + S::STEPS <= tile.depth { S::STEPS } else { 1 };
         if steps == S::STEPS {
             for step in 0..S::STEPS {
                 let (a, b) = (a.wrapping_add(step * ahead), b.wrapping_add(step * S::WIDTH));
                 // SAFETY: so many more steps are of the depth.
-                unsafe { add_step::<S, T, M, N, IN_ROWS>(s, (a, b), &mut sums) };
+                unsafe { add_step::<S, T, M, N, PITCH>(s, (a, b), &mut sums) };
             }
         } else {
             // SAFETY: `k` is a step of the depth.
-            unsafe { add_step::<S, T, M, N, IN_ROWS>(s, (a, b), &mut sums) };
+            unsafe { add_step::<S, T, M, N, PITCH>(s, (a, b), &mut sums) };
         }
         (a, b) = (a.wrapping_add(steps * ahead), b.wrapping_add(steps * S::WIDTH));
         k += steps;
@@ -138,12 +142,14 @@ pub(super) unsafe fn multiply<
 /// # Safety
 /// `b` is readable for `WIDTH` words; `a` for `M` words, or one of each of `M` rows.
 #[inline(always)]
-unsafe fn add_step<S: Simd, T: Terms<S>, const M: usize, const N: usize, const IN_ROWS: bool>(
+unsafe fn add_step<S: Simd, T: Terms<S>, const M: usize, const N: usize, const PITCH: usize>(
     s: S,
     (a, b): (*const f32, *const f32),
     sums: &mut [[S::V; N]; M],
 ) {
-    let row = if IN_ROWS { PITCH } else { 1 };
+    if PITCH != INTERLEAVED && S::AHEAD > 0 {
+        s.prefetch_near(b.wrapping_add(S::AHEAD * S::WIDTH), S::WIDTH);
+    }
     let mut columns = [s.splat(0.0); N];
     for (j, column) in columns.iter_mut().enumerate() {
         // SAFETY: the caller promises `WIDTH` words.
@@ -151,19 +157,19 @@ unsafe fn add_step<S: Simd, T: Terms<S>, const M: usize, const N: usize, const I
     }
     for (i, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller promises a word of each row.
-        let x = s.splat(unsafe { *a.add(i * row) });
+        let x = s.splat(unsafe { *a.add(i * PITCH) });
         for (sum, column) in sums.iter_mut().zip(columns) {
             *sum = T::fma(s, x, column, *sum);
         }
     }
 }
 
-/// Calls `$height::<terms, in_rows, rows>(tile)`, for any of the heights listed.
+/// Calls `$height::<terms, pitch, rows>(tile)`, for any of the heights listed.
 macro_rules! by_rows {
-    ($rows:expr, $tile:expr, $height:ident, $terms:ty, $in_rows:literal, $($n:literal)+) => {
+    ($rows:expr, $tile:expr, $height:ident, $terms:ty, $pitch:ident, $($n:literal)+) => {
         match $rows {
             // SAFETY: the caller keeps the promises of `Tile` for this many rows.
-            $($n => unsafe { $height::<$terms, $in_rows, $n>($tile) },)+
+            $($n => unsafe { $height::<$terms, $pitch, $n>($tile) },)+
             rows => unreachable!("a tile of {rows} rows"),
         }
     };

@@ -22,8 +22,13 @@ use super::product::{Finish, share};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 use super::tasks::{self, Shared};
-use super::tile::{DEPTH, PITCH, Tile, Words};
+use super::tile::{Tile, Words, pitch};
 
+/// Words of channels that are summed at a time: more, and a panel's transformed weights, of 16 or 36 places,
+/// leave the second-level cache.
+const DEPTH: usize = 256;
+/// From the words of one tile to those of the next.
+const PITCH: usize = pitch(DEPTH);
 /// Transformed inputs of a block, at most: they are read once for each panel and should stay in a
 /// share of the last-level cache.
 const BLOCK_VALUES: usize = 3 << 20;
@@ -347,7 +352,7 @@ impl<T: Transform<M, N>, F: Finish, const M: usize, const N: usize, const PAIRS:
                         add: chunk.start > 0,
                     };
                     // SAFETY: the slices have just been cut to the sizes that `Tile` asks for.
-                    unsafe { s.multiply_rows(Self::WORDS, rows, &tile) };
+                    unsafe { s.multiply_rows::<PITCH>(Self::WORDS, rows, &tile) };
                 }
             }
         }
