@@ -50,6 +50,8 @@ pub enum Method {
     Winograd2,
     /// By F(4x4, 3x3): 1/4 of the multiplications, and about ten times the rounding error.
     Winograd4,
+    /// By F(4x4) where a band has tiles enough to pay for its larger weights, by F(2x2) elsewhere.
+    WinogradBySize,
 }
 
 impl Conv {
@@ -152,6 +154,10 @@ pub fn conv2d(isa: Isa, out: &mut [f32], x: &Band<'_>, w: &Conv, epilogue: &Epil
         Method::Direct => product(isa, &taps, &w.weight, &out),
         Method::Winograd2 => winograd::by_two(isa, &pixels, &w.weight, w.arithmetic, &out),
         Method::Winograd4 => winograd::by_four(isa, &pixels, &w.weight, &out),
+        Method::WinogradBySize if winograd::is_large(x) => {
+            winograd::by_four(isa, &pixels, &w.weight, &out);
+        }
+        Method::WinogradBySize => winograd::by_two(isa, &pixels, &w.weight, Arithmetic::F32, &out),
     }
 }
 

@@ -205,6 +205,7 @@ proptest! {
         for (method, arithmetic, tolerance) in [
             (Method::Winograd2, Arithmetic::F32, 3e-6),
             (Method::Winograd4, Arithmetic::F32, 1.5e-5),
+            (Method::WinogradBySize, Arithmetic::F32, 1.5e-5),
             (Method::Winograd2, Arithmetic::Bf16, 2e-2),
         ] {
             let conv = Conv::pack(weight.stored(), [outputs, inputs, 3, 3], 1).by(method);

@@ -57,6 +57,13 @@ pub(super) fn by_two(
     }
 }
 
+/// Whether a band has so many tiles that F(4x4) is faster than F(2x2): each of them shares the cost of
+/// transforming the weights, to more than twice as many.
+pub(super) fn is_large(band: &Band<'_>) -> bool {
+    const ENOUGH: usize = 16;
+    Grid::new(band, 4).count() >= ENOUGH
+}
+
 /// Convolves a band by tiles of four outputs each way.
 pub(super) fn by_four(isa: Isa, x: &Pixels<'_>, w: &Packed, finish: &impl Finish) {
     convolve::<4, 6, false>(isa, &Job { x, w, finish, transform: PhantomData::<Four> });

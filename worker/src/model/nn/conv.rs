@@ -4,7 +4,7 @@ use super::linear::{Finish, Linear};
 use super::low_rank::Factors;
 use super::{Loader, Result};
 use crate::device::{Array, conv, linear};
-use crate::kernels::{self, Band, Epilogue, Isa, Method, Stored};
+use crate::kernels::{self, Arithmetic, Band, Epilogue, Isa, Method, Stored};
 use crate::model::Error;
 use crate::model::exchange::{Exchange, Halo, Rows};
 use crate::model::lora::{Deltas, Shape};
@@ -20,12 +20,19 @@ const WINOGRAD_CHANNELS: usize = 32;
 
 /// How a 3x3 convolution is computed. It depends on nothing but the layer, so that all ranks agree.
 ///
-/// F(4x4) is for the decoder alone: it runs once, so that its rounding, ten times F(2x2)'s, is far
-/// below a level of the 8-bit image (docs/performance.md), and convolutions are nearly all it does.
-fn method(stage: Stage, inputs: usize, outputs: usize, stride: usize) -> Method {
+/// F(4x4)'s rounding is ten times F(2x2)'s. It is for the decoder, which runs once, so that it is far below a
+/// level of the 8-bit image (docs/performance.md), and for which convolutions are nearly all there is to do;
+/// and for networks whose products are of 8-bit integers, beside whose rounding it is nothing.
+fn method(
+    (stage, arithmetic): (Stage, Arithmetic),
+    inputs: usize,
+    outputs: usize,
+    stride: usize,
+) -> Method {
     match stage {
         _ if stride > 1 || inputs.min(outputs) < WINOGRAD_CHANNELS => Method::Direct,
         stage if stage.is_decode() => Method::Winograd4,
+        _ if arithmetic == Arithmetic::Int8 => Method::WinogradBySize,
         _ => Method::Winograd2,
     }
 }
@@ -101,9 +108,10 @@ impl Conv3x3 {
             let weight = loader.array(values, &shape)?.permute((0, 2, 3, 1))?.contiguous()?;
             Weight::Device(weight, device.upload(&bias, &[1, outputs])?)
         } else {
+            let arithmetic = loader.arithmetic();
             let packed = kernels::Conv::pack(values.stored(), shape, stride)
-                .by(method(loader.place().stage, inputs, outputs, stride))
-                .in_numbers(loader.arithmetic());
+                .by(method((loader.place().stage, arithmetic), inputs, outputs, stride))
+                .in_numbers(arithmetic);
             Weight::Packed(Arc::new(packed))
         };
         let site = loader.site(Ask::Halo { rows: 1 }, inputs);
