@@ -4,12 +4,15 @@
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable};
 
 /// One cache line, which is also one 512-bit vector.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+// SAFETY: bytes may be zeros.
+unsafe impl Zeroable for Line {}
 
 /// Some values that start on a cache line, so that a row of a whole number of lines has no vector that
 /// lies across two of them.
@@ -20,22 +23,20 @@ pub(super) struct Aligned<T> {
 }
 
 impl<T: Pod> Aligned<T> {
-    /// So many zeros.
+    /// So many zeros, of which the system gives memory as they are first touched.
     pub(super) fn zeroed(length: usize) -> Self {
-        let lines = vec![Line([0; 64]); (length * size_of::<T>()).div_ceil(size_of::<Line>())];
-        Self { lines, length, values: PhantomData }
+        let lines = (length * size_of::<T>()).div_ceil(size_of::<Line>());
+        Self { lines: bytemuck::allocation::zeroed_vec(lines), length, values: PhantomData }
     }
 
-    /// Makes it `length` values long. Those it had before are kept as far as they go.
-    pub(super) fn grow(&mut self, length: usize) {
-        let lines = (length * size_of::<T>()).div_ceil(size_of::<Line>());
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; 64]));
-        }
+    /// Makes it `length` values long, of which there is [room](Self::room) for so many: whatever was there, or
+    /// zeros.
+    pub(super) fn resize(&mut self, length: usize) {
+        assert!(length <= self.room(), "room for so many values");
         self.length = length;
     }
 
-    /// How long it can grow where it lies.
+    /// How long it can be where it lies.
     pub(super) fn room(&self) -> usize {
         self.lines.len() * size_of::<Line>() / size_of::<T>()
     }

@@ -16,7 +16,7 @@ thread_local! {
 pub(super) struct Scratch(Option<Aligned<f32>>);
 
 impl Scratch {
-    /// A buffer of `length` values: the smallest that is kept and has room, or else the largest, which grows.
+    /// A buffer of `length` values: the smallest that is kept and has room, or else a new one for the largest.
     pub(super) fn take(length: usize) -> Self {
         let kept = KEPT.with_borrow_mut(|kept| {
             let has_room = |at: &usize| kept[*at].room() >= length;
@@ -24,8 +24,10 @@ impl Scratch {
             let largest = || (0..kept.len()).max_by_key(|at| kept[*at].room());
             smallest.or_else(largest).map(|at| kept.swap_remove(at))
         });
-        let mut values = kept.unwrap_or_else(|| Aligned::zeroed(0));
-        values.grow(length);
+        // What a smaller one holds is not wanted: it goes before a larger one comes.
+        let enough = kept.filter(|values| values.room() >= length);
+        let mut values = enough.unwrap_or_else(|| Aligned::zeroed(length));
+        values.resize(length);
         Self(Some(values))
     }
 }
