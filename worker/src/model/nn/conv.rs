@@ -18,7 +18,8 @@ use std::sync::Arc;
 /// Channels, on both sides, from which on Winograd's filtering pays for its transforms.
 const WINOGRAD_CHANNELS: usize = 32;
 
-/// How a 3x3 convolution is computed. It depends on nothing but the layer, so that all ranks agree.
+/// How a 3x3 convolution is computed. It depends on nothing but the layer, so that all ranks agree; and with
+/// 8-bit integers on the size of a rank's band.
 ///
 /// F(4x4)'s rounding is ten times F(2x2)'s. It is for the decoder, which runs once, so that it is far below a
 /// level of the 8-bit image (docs/performance.md), and for which convolutions are nearly all there is to do;
