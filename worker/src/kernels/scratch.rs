@@ -16,7 +16,7 @@ thread_local! {
 pub(super) struct Scratch(Option<Aligned<f32>>);
 
 impl Scratch {
-    /// A buffer of `length` values: the smallest that is kept and has room, or else a new one for the largest.
+    /// A buffer of `length` values: the smallest that is kept and has room, or else a new one in place of the largest.
     pub(super) fn take(length: usize) -> Self {
         let kept = KEPT.with_borrow_mut(|kept| {
             let has_room = |at: &usize| kept[*at].room() >= length;
